@@ -1,0 +1,93 @@
+"""What the commands share: reading and writing files safely, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from vdvae_codec.errors import VdvaeCodecError
+
+STREAM = Path("-")
+
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="Where the networks run. Files are the same either way.",
+)
+
+
+@contextlib.contextmanager
+def one_line_errors(path: Path | None = None) -> Iterator[None]:
+    """Turns the package's errors and the system's into click's: one line on stderr, exit status 1."""
+    try:
+        yield
+    except (VdvaeCodecError, OSError, MemoryError) as error:
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+        text = text or type(error).__name__
+        if path is not None and str(path) not in text:
+            text = f"{path}: {text}"
+        raise click.ClickException(text) from error
+
+
+def read_input(path: Path) -> bytes:
+    """The bytes of a file, or of stdin for ``-``."""
+    return sys.stdin.buffer.read() if path == STREAM else path.read_bytes()
+
+
+def output_path(source: Path, out: Path | None, suffix: str, many: bool) -> Path:
+    """Where the result for ``source`` goes: beside it, into the folder ``out``, or to the file ``out``."""
+    if out is None:
+        return STREAM if source == STREAM else source.with_suffix(suffix)
+    if out.is_dir():
+        return out / ("stdin" + suffix if source == STREAM else source.with_suffix(suffix).name)
+    if many:
+        raise click.UsageError(f"{out}: with several inputs, -o must be an existing folder")
+    return out
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    if path != STREAM and path.exists() and not force:
+        raise click.ClickException(f"{path}: exists already; --force overwrites it")
+
+
+def write_output(path: Path, data: bytes, force: bool) -> None:
+    """Writes a whole file under a temporary name and renames it: it appears complete or not at all."""
+    if path == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        refuse_existing(path, force)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
+    """Runs ``work`` on every input; errors are printed and the rest goes on; raises Exit(1) at the end if any failed."""
+    failed = 0
+    for path in inputs:
+        try:
+            with one_line_errors(path):
+                work(path)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            error.show()
+            failed += 1
+    if failed:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,61 @@
+"""vdvae-codec compress"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import click
+
+from vdvae_codec.cli.common import STREAM, device_option, each, output_path, read_input, refuse_existing, write_output
+
+
+@click.command(epilog="Example: vdvae-codec compress *.png -o archive/")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="File, existing folder, or -.")
+@click.option("--model", default="photo", show_default=True, help="A shipped model's name, or a model's folder.")
+@device_option
+@click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
+@click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")
+@click.option("--force", is_flag=True, help="Overwrite existing outputs.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
+def compress(
+    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, no_verify: bool, no_fallback: bool,
+    force: bool, as_json: bool,
+) -> None:
+    """Compress images losslessly to .vdz files beside them.
+
+    Every result is decoded and compared with its input before it is written. Inputs stay as they are.
+    """
+
+    def work(path: Path) -> None:
+        out = output_path(path, output, ".vdz", len(inputs) > 1)
+        refuse_existing(out, force)
+        data = read_input(path)
+        from vdvae_codec import api
+
+        begun = time.perf_counter()
+        result, report = api.compress(
+            data, str(path), model, device, verify=not no_verify, fallback=not no_fallback
+        )
+        seconds = time.perf_counter() - begun
+        write_output(out, result, force)
+        to_stderr = out == STREAM
+        if as_json:
+            row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
+            click.echo(json.dumps(row | {"seconds": round(seconds, 3)}), err=to_stderr)
+        else:
+            share = 100 * report.output_bytes / report.input_bytes
+            click.echo(
+                f"{path} -> {out}: {report.input_bytes} -> {report.output_bytes} bytes ({share:.1f} %), "
+                f"{report.bpd:.3f} bits per dim, {seconds:.1f} s", err=to_stderr,
+            )
+        if report.input_format == "JPEG" and report.output_bytes > report.input_bytes:
+            click.echo(
+                f"notice: {path} is a JPEG: its {report.input_bytes} bytes hold these pixels already; "
+                f"the .vdz has {report.output_bytes}", err=True,
+            )
+
+    each(inputs, work)

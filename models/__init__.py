@@ -1,0 +1,1 @@
+"""Shipped models, data only: one folder a model."""

@@ -1,0 +1,272 @@
+"""Compress and decompress, for Python users: bytes in, bytes out. The command line is a thin layer over this."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vdvae_codec.coding.schedule import code_groups
+from vdvae_codec.coding.stack import Stack
+from vdvae_codec.container import VERSION, Container, Kind
+from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
+from vdvae_codec.hierarchy import FILL, Group, exact_elbo, pop_group, push_group
+from vdvae_codec.images import (
+    Picture, best_file, decode_file, quick_file_size, read_picture, tile_boxes, tile_grid, write_image,
+)
+from vdvae_codec.released import Released, load_released
+
+DEFAULT_MODEL = "photo"
+GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
+TRY_FILE_WITHIN = 1.1  # a quick classical coding this close to ours makes the thorough one worth its time
+SMALL_PIXELS = 2**16  # images up to this size are always tried
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compression did; sizes in bytes unless the name says bits."""
+
+    kind: str  # "model" or "file"
+    model: str
+    width: int
+    height: int
+    channels: int
+    input_format: str  # Pillow's name
+    input_bytes: int
+    output_bytes: int
+    header_bytes: int
+    metadata_bytes: int
+    payload_bytes: int
+    initial_bits: float  # of the payload: what the first group's latents cost because nothing could be borrowed yet
+    groups: tuple[int, ...]
+
+    @property
+    def bpd(self) -> float:
+        """Bits of the file per sub-pixel."""
+        return 8 * self.output_bytes / (self.width * self.height * max(self.channels, 1))
+
+
+def tensor_of(pixels: np.ndarray, boxes: list[Box], tile: tuple[int, int], device: torch.device) -> tuple[Tensor, Group]:
+    """Cuts tiles out of pixels (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
+    x = np.full((len(boxes), *tile, 3), int(FILL), np.uint8)
+    for n, (y0, x0, y1, x1) in enumerate(boxes):
+        x[n, : y1 - y0, : x1 - x0] = pixels[y0:y1, x0:x1]
+    channels = [1, 0, 2] if pixels.shape[2] == 3 else [0, 0, 0]
+    tensor = torch.from_numpy(x[..., channels]).to(device).permute(0, 3, 1, 2).float()
+    return tensor.contiguous(memory_format=torch.channels_last), group_of(boxes, tile, pixels.shape[2], device)
+
+
+def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device) -> Group:
+    inside = torch.zeros(len(boxes), *tile, dtype=torch.bool)
+    for n, (y0, x0, y1, x1) in enumerate(boxes):
+        inside[n, : y1 - y0, : x1 - x0] = True
+    return Group(inside.to(device), channels)
+
+
+def encode_pixels(pixels: np.ndarray, released: Released) -> tuple[bytes, tuple[int, int], tuple[int, ...], float]:
+    """Codes pixels (H, W, 1 or 3) uint8: (payload, tile, groups, initial bits)."""
+    tile = tile_grid(*pixels.shape[:2], released.config.tile, released.config.max_stride)
+    boxes = tile_boxes(*pixels.shape[:2], tile)
+    largest = max(1, GROUP_PIXELS[released.device.type] // (tile[0] * tile[1]))
+    stack, initial_bits = Stack(), 0.0
+    with tqdm(total=len(boxes), desc="encoding", unit="tile", disable=None, leave=False) as bar:
+
+        def attempt(start: int, size: int) -> bool:
+            nonlocal initial_bits
+            x, group = tensor_of(pixels, boxes[start : start + size], tile, released.device)
+            bits = push_group(released.model, released.tables, group, x, stack, direct=start == 0)
+            if bits is None:
+                return False
+            initial_bits += bits
+            bar.update(size)
+            return True
+
+        groups = code_groups(len(boxes), largest, attempt)
+    return stack.words().astype("<u4").tobytes(), tile, tuple(groups), initial_bits
+
+
+def decode_pixels(container: Container, released: Released) -> np.ndarray:
+    """Pixels (H, W, 1 or 3) uint8; raises FormatError if the payload does not end where it should."""
+    pixels = np.empty((container.height, container.width, container.channels), np.uint8)
+    boxes = tile_boxes(container.height, container.width, container.tile)
+    stack = Stack(np.frombuffer(container.payload, "<u4"))
+    channels = [1, 0, 2][: container.channels] if container.channels == 3 else [0]
+    end = len(boxes)
+    with tqdm(total=end, desc="decoding", unit="tile", disable=None, leave=False) as bar:
+        for n, size in reversed(list(enumerate(container.groups))):
+            chosen = boxes[end - size : end]
+            group = group_of(chosen, container.tile, container.channels, released.device)
+            x = pop_group(released.model, released.tables, group, stack, direct=n == 0)
+            tiles = x.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()[..., channels]
+            for image, (y0, x0, y1, x1) in zip(tiles, chosen):
+                pixels[y0:y1, x0:x1] = image[: y1 - y0, : x1 - x0]
+            end -= size
+            bar.update(size)
+    if not stack.empty:
+        raise FormatError("payload: bits are left over after the last pixel")
+    return pixels
+
+
+def compress(
+    data: bytes, name: str = "image", model: str = DEFAULT_MODEL, device: str = "auto", *,
+    verify: bool = True, fallback: bool = True,
+) -> tuple[bytes, Report]:
+    """Compresses an image file's bytes to a .vdz's bytes.
+
+    ``fallback`` stores a WebP, a PNG or the file itself where that is smaller than what the model gives, and where the
+    model cannot code the image (16 bits, transparency, palettes, animations). ``verify`` decodes the result and
+    compares every pixel. Raises ImageError, ModelError, or VdvaeCodecError if the comparison fails.
+    """
+    picture = read_picture(data, name)
+    container, initial_bits = None, 0.0
+    if picture.pixels is not None:
+        container, initial_bits = model_container(picture, picture.pixels, load_released(model, device))
+    if container is None or (fallback and file_may_win(picture, len(container.payload))):
+        file = file_container(picture)
+        if container is None or len(file.payload) < len(container.payload):
+            container, initial_bits = file, 0.0
+    out = container.to_bytes()
+    if verify and not np.array_equal(decode(Container.from_bytes(out), model, device), original_pixels(picture)):
+        raise VdvaeCodecError(f"{name}: the compressed file does not decode to the same pixels; nothing was written")
+    sizes = container.sizes()
+    return out, Report(
+        kind=container.kind.name.lower(), model=container.model, width=picture.width,
+        height=picture.height, channels=original_pixels(picture)[0, 0].size, input_format=picture.format, input_bytes=len(data),
+        output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
+        payload_bytes=sizes["payload"], initial_bits=initial_bits, groups=container.groups,
+    )
+
+
+def original_pixels(picture: Picture) -> np.ndarray:
+    """What a .vdz of this picture must decode to."""
+    return decode_file(picture.data) if picture.pixels is None else picture.pixels
+
+
+def model_container(picture: Picture, pixels: np.ndarray, released: Released) -> tuple[Container, float]:
+    payload, tile, groups, initial_bits = encode_pixels(pixels, released)
+    return Container(
+        kind=Kind.MODEL, channels=pixels.shape[2], width=picture.width, height=picture.height, tile=tile, groups=groups,
+        model=released.name, digest=released.digest, metadata=picture.metadata, payload=payload,
+        pixels_crc=zlib.crc32(np.ascontiguousarray(pixels)),
+    ), initial_bits
+
+
+def file_container(picture: Picture) -> Container:
+    """The smallest image file of another format that holds the picture: its own bytes, a WebP or a PNG.
+
+    Its own bytes are marked by their suffix, and come back as they are. Metadata is in such a file itself, and in one
+    with transparency; in the others it is the container's.
+    """
+    payload, suffix = best_file(picture)
+    metadata = {} if picture.pixels is None else picture.metadata
+    if payload is picture.data:
+        metadata = {"suffix": suffix.encode()}
+    return Container(
+        kind=Kind.FILE, channels=0, width=picture.width, height=picture.height, tile=(0, 0), groups=(), model="",
+        digest=bytes(16), metadata=metadata, payload=payload, pixels_crc=0,
+    )
+
+
+def file_may_win(picture: Picture, payload_bytes: int) -> bool:
+    """Whether the thorough classical coders are worth their time, judged by the size of a quick one.
+
+    A JPEG's own bytes would always win, but storing them is no compression: its pixels are coded like any others.
+    """
+    if picture.format == "JPEG":
+        return False
+    if picture.width * picture.height <= SMALL_PIXELS:
+        return True
+    return min(len(picture.data), quick_file_size(picture)) < TRY_FILE_WITHIN * payload_bytes
+
+
+def decode(container: Container, model: str | None = None, device: str = "auto") -> np.ndarray:
+    """The pixels of a .vdz: (H, W, 1 or 3) uint8, checked against their CRC, or a stored file's own array.
+
+    ``model`` is tried where the model that the file names is not a shipped one. Raises FormatError or ModelError.
+    """
+    if container.kind == Kind.FILE:  # guarded by the payload's CRC; other decoders' pixels are theirs to promise
+        return decode_file(container.payload)
+    pixels = decode_pixels(container, model_of(container, model, device))
+    if zlib.crc32(pixels) != container.pixels_crc:
+        raise FormatError("the decoded pixels do not match their checksum")
+    return pixels
+
+
+def model_of(container: Container, model: str | None, device: str) -> Released:
+    """The model that a .vdz names; raises ModelError with name and digest where it is absent."""
+    for name in (container.model, model):
+        if name is not None:
+            try:
+                released = load_released(name, device)
+            except ModelError:
+                continue
+            if released.digest == container.digest:
+                return released
+    raise ModelError(f"model {container.model!r} with digest {container.digest.hex()} is not here; it is needed to decode")
+
+
+def decompress(
+    data: bytes, suffix: str | None = None, model: str | None = None, device: str = "auto"
+) -> tuple[bytes, str]:
+    """Decodes a .vdz's bytes to an image file's bytes and suffix: ``suffix``, by default .png.
+
+    A file that was stored as it was comes back as it was, with its own suffix. Raises FormatError, ModelError or
+    ImageError.
+    """
+    container = Container.from_bytes(data)
+    metadata = dict(container.metadata)
+    own = metadata.pop("suffix", b"").decode()
+    if own:
+        if suffix not in (None, own):
+            raise ImageError(f"this .vdz holds a {own} file as it was; it can only be written as {own}")
+        return container.payload, own
+    pixels = decode(container, model, device)
+    if container.kind == Kind.FILE and not metadata:
+        metadata = read_picture(container.payload, "payload").metadata
+    return write_image(pixels if pixels.ndim == 3 else pixels[..., None], metadata, suffix or ".png"), suffix or ".png"
+
+
+def info(data: bytes) -> dict[str, Any]:
+    """What a .vdz's header says, without decoding it; sizes in bytes. Raises FormatError."""
+    c = Container.from_bytes(data)
+    return {
+        "version": VERSION, "kind": c.kind.name.lower(), "width": c.width, "height": c.height,
+        "channels": c.channels, "model": c.model, "digest": c.digest.hex(), "tile": list(c.tile),
+        "groups": list(c.groups), "metadata": {k: len(v) for k, v in c.metadata.items()},
+        **{f"{k}_bytes": v for k, v in c.sizes().items()}, "file_bytes": len(data),
+    }
+
+
+def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[str, Any]:
+    """Decodes a .vdz and measures what its bits were spent on: ELBO, net bits and file, in bits per dim.
+
+    elbo_bpd: the exact model's negative ELBO with fresh latents; net_bpd: the payload less the initial bits;
+    file_bpd: every byte of the file. kl_bpd and pixel_bpd itemise the ELBO by layer. Raises as ``decode``.
+    """
+    container = Container.from_bytes(data)
+    if container.kind == Kind.FILE:
+        raise FormatError("this .vdz stores a file of another format; only model payloads have itemised rates")
+    released = model_of(container, model, device)
+    pixels = decode_pixels(container, released)
+    boxes = tile_boxes(*pixels.shape[:2], container.tile)
+    x, group = tensor_of(pixels, boxes[: container.groups[0]], container.tile, released.device)
+    initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0
+    kl: list[float] = []
+    pixel: list[float] = []
+    for box in boxes:
+        x, group = tensor_of(pixels, [box], container.tile, released.device)
+        terms = exact_elbo(released.model, released.tables, group, x)
+        kl = [a + b for a, b in zip(kl or [0.0] * len(terms.kl_bits), terms.kl_bits)]
+        pixel = [a + b for a, b in zip(pixel or [0.0] * len(terms.pixel_bits), terms.pixel_bits)]
+    dims = pixels.size
+    return {
+        "elbo_bpd": (sum(kl) + sum(pixel)) / dims, "net_bpd": (8 * len(container.payload) - initial) / dims,
+        "file_bpd": 8 * len(data) / dims, "initial_bpd": initial / dims,
+        "kl_bpd": [v / dims for v in kl], "pixel_bpd": [v / dims for v in pixel],
+    }

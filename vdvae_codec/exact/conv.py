@@ -1,0 +1,91 @@
+"""A convolution whose result is the same on every machine.
+
+Its inputs are rounded to integers and its weights are integers, both carried in float32 together with powers of two,
+which change no mantissa. If no partial sum, in whatever order, can reach 2^24, every one of them is representable, no
+addition rounds, and each correct convolution gives the same bits. Everything else on the coding path is element-wise:
+single IEEE operations, which are the same everywhere. No sum of products is left to a compiler that might fuse it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdvae_codec.errors import ExactnessError
+from vdvae_codec.model.blocks import Conv
+
+LIMIT = 2**24
+
+
+class ExactConv(nn.Module):
+    """The exact twin of ``Conv``: x (B, cin, h, w) float32 -> (B, cout, h, w) float32, both exact reals.
+
+    The state is integers only:
+    weight   int16 (cout, cin, k, k), in units of 2^-weight_exponent
+    weight_exponent  int32 (cout,)
+    bias     int32 (cout,), in units of 2^-(weight_exponent + input_exponent)
+    grid     int32 (4,): input_exponent, lowest and highest input integer, and the number of parts into which the input
+             channels are split so that each part keeps its sums below 2^24
+    """
+
+    weight: Tensor
+    weight_exponent: Tensor
+    bias: Tensor
+    grid: Tensor
+
+    def __init__(self, conv: Conv):
+        super().__init__()
+        cout = conv.out_channels
+        self.act, self.padding = conv.act, conv.padding
+        self.register_buffer("weight", torch.zeros(conv.weight.shape, dtype=torch.int16))
+        self.register_buffer("weight_exponent", torch.zeros(cout, dtype=torch.int32))
+        self.register_buffer("bias", torch.zeros(cout, dtype=torch.int32))
+        self.register_buffer("grid", torch.tensor([0, -1, 1, 1], dtype=torch.int32))
+        self._ready = False
+
+    def prepare(self, name: str) -> None:
+        """Proves the bound of every output channel and lays out the float weights; raises ExactnessError."""
+        self.input_exponent, self.low, self.high, self.parts = (int(v) for v in self.grid.tolist())
+        if self.weight.shape[1] % self.parts:
+            raise ExactnessError(f"{name}: {self.weight.shape[1]} channels cannot be split into {self.parts} parts")
+        worst = float(partial_sum_bound(self.weight, self.bias, self.low, self.high, self.parts).max())
+        if worst >= LIMIT:
+            raise ExactnessError(f"{name}: a partial sum could reach {worst:.0f}, beyond 2^24")
+        exponent = (self.weight_exponent + self.input_exponent).numpy()
+        unit = torch.from_numpy(np.ldexp(np.float32(1), -exponent))  # (cout,)
+        weight = self.weight.float() * unit[:, None, None, None]
+        self._weights = [w.contiguous(memory_format=torch.channels_last) for w in weight.chunk(self.parts, 1)]
+        self._bias = self.bias.float() * unit
+        self.scale = 2.0**self.input_exponent / (6 if self.act else 1)
+        self._ready = True
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        if self._ready:
+            self._weights = [fn(w) for w in self._weights]
+            self._bias = fn(self._bias)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = (x + 3).clamp_(0, 6).mul_(x).mul_(self.scale) if self.act else x * self.scale
+        a = a.round_().clamp_(self.low, self.high)  # integers; the weights carry their power of two
+        if self.parts == 1:
+            return F.conv2d(a, self._weights[0], self._bias, padding=self.padding)
+        first, *others = a.chunk(self.parts, 1)
+        y = F.conv2d(first, self._weights[0], self._bias, padding=self.padding)
+        for part, weight in zip(others, self._weights[1:]):
+            y += F.conv2d(part, weight, padding=self.padding)
+        return y
+
+
+def partial_sum_bound(weight: Tensor, bias: Tensor, low: int, high: int, parts: int) -> Tensor:
+    """The largest magnitude (cout,) float64 that the sum of any of a part's products, and the bias, can take."""
+    up, down = max(high, 0), max(-low, 0)
+    worst = torch.zeros(len(weight), dtype=torch.float64)
+    for w in weight.double().chunk(parts, 1):
+        positive, negative = w.clamp(min=0).sum((1, 2, 3)), (-w).clamp(min=0).sum((1, 2, 3))
+        worst = torch.maximum(worst, torch.maximum(positive * up + negative * down, negative * up + positive * down))
+    return worst + bias.double().abs()

@@ -1,0 +1,128 @@
+"""From a float model to its exact twin: calibration on real images, integer weights, latent grids."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdvae_codec.distributions import Gaussian, gaussian_kl
+from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
+from vdvae_codec.model.blocks import Conv
+from vdvae_codec.model.layers import LatentLayer
+from vdvae_codec.model.vdvae import VDVAE, Elbo
+
+INPUT_LEVELS = 1023  # activations are rounded to at most this many steps above zero
+WEIGHT_LEVELS = 2**15 - 1
+ENOUGH_LEVELS = 100  # the largest weight of an output channel should span this many steps, or the sums are split
+MOST_PARTS = 4
+ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
+
+
+def exact_twin(model: VDVAE) -> VDVAE:
+    """The same layers with every ``Conv`` replaced by an empty ``ExactConv``, for a state dict to be loaded into."""
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    for parent, name, conv in list(convolutions(twin)):
+        setattr(parent, name, ExactConv(conv))
+    return twin
+
+
+def convolutions(model: nn.Module) -> Iterator[tuple[nn.Module, str, Conv]]:
+    """(parent, attribute name, convolution) for each convolution."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, Conv):
+                yield parent, name, child
+
+
+def prepare(model: VDVAE) -> None:
+    """Proves every bound of an exact model and makes it ready to run; raises ExactnessError."""
+    for name, module in model.named_modules():
+        if isinstance(module, ExactConv):
+            module.prepare(name)
+
+
+@torch.no_grad()
+def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
+    """Post-training quantisation of a float model, calibrated on image batches (B, 3, H, W) in pixel levels.
+
+    Activation grids cover the largest value seen; each output channel's weights get the finest power-of-two grid
+    that keeps its sums below 2^24. Latent grids are half the typical posterior sigma; dead latents are marked.
+    """
+    ranges: dict[nn.Module, tuple[float, float]] = {}
+
+    def observe(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = F.hardswish(args[0]) if conv.act else args[0]
+        low, high = ranges.get(conv, (0.0, 0.0))
+        ranges[conv] = (min(low, float(x.min())), max(high, float(x.max())))
+
+    twin = exact_twin(model)
+    hooks = [conv.register_forward_pre_hook(observe) for _, _, conv in convolutions(model)]
+    statistics = LatentStatistics(model, batches)
+    for hook in hooks:
+        hook.remove()
+    projections = {layer.z_proj: layer for layer in model.layers if isinstance(layer, LatentLayer)}
+    for name, exact in twin.named_modules():
+        if not isinstance(exact, ExactConv):
+            continue
+        conv = model.get_submodule(name)
+        assert isinstance(conv, Conv)
+        low, high = ranges.get(conv, (0.0, 0.0))
+        exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
+        grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
+        if conv in projections:
+            grid = (statistics.exponent[projections[conv]], -128, 127)
+        quantise_conv(conv, exact, *grid)
+    for layer, exact_layer in zip(model.layers, twin.layers):
+        if isinstance(layer, LatentLayer):
+            exact_layer.grid_exponent.fill_(statistics.exponent[layer])  # type: ignore[union-attr, operator]
+            exact_layer.alive.copy_(statistics.alive[layer])  # type: ignore[union-attr, operator]
+    prepare(twin)
+    return twin
+
+
+def quantise_conv(conv: Conv, exact: ExactConv, exponent: int, low: int, high: int) -> None:
+    """Fills ``exact`` with the integers of ``conv``: the fewest parts that leave every weight grid fine enough."""
+    weight = conv.weight.detach().double()
+    bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
+    peak = weight.abs().amax((1, 2, 3)).clamp(min=1e-9)
+    for parts in (p for p in range(1, MOST_PARTS + 1) if weight.shape[1] % p == 0):
+        # Bound of the sums and size of the weights, per output channel; half a step may be added to each by rounding.
+        bound = partial_sum_bound(weight, bias * 2.0**exponent, low, high, parts)
+        rounding = partial_sum_bound(torch.full_like(weight, 0.5), torch.ones_like(bias), low, high, parts)
+        room = torch.minimum((LIMIT - rounding) / bound.clamp(min=1e-9), (WEIGHT_LEVELS - 1) / peak)
+        grid = torch.log2(room).floor().clamp(max=30 - exponent)
+        if bool((peak * 2.0**grid >= ENOUGH_LEVELS).logical_or(peak < 1e-6).all()):
+            break
+    exact.weight_exponent.copy_(grid.to(torch.int32))
+    exact.weight.copy_((weight * 2.0 ** grid[:, None, None, None]).round().to(torch.int16))
+    exact.bias.copy_((bias * 2.0 ** (grid + exponent)).round().to(torch.int32))
+    exact.grid.copy_(torch.tensor([exponent, low, high, parts], dtype=torch.int32))
+
+
+class LatentStatistics(Elbo):
+    """Posterior sigma and KL of every latent channel over images: the grid and the life of each latent layer."""
+
+    def __init__(self, model: VDVAE, batches: list[Tensor]):
+        self.kl: dict[LatentLayer, list[Tensor]] = {}
+        self.log_sigma: dict[LatentLayer, list[Tensor]] = {}
+        for x in batches:
+            super().__init__(model.encoder(x) if model.encoder is not None else {})
+            model.walk(x, self)
+        self.alive = {layer: torch.stack(kl).mean(0) > ALIVE_NATS for layer, kl in self.kl.items()}
+        self.exponent = {}
+        for layer, log_sigmas in self.log_sigma.items():
+            alive = self.alive[layer]
+            log_sigma = torch.stack(log_sigmas).mean(0)[alive if alive.any() else slice(None)].min()
+            self.exponent[layer] = 1 - math.floor(float(log_sigma) / math.log(2))
+
+    def latent(self, layer, p, posterior):  # type: ignore[no-untyped-def]
+        q: Gaussian = posterior(self.acts)
+        self.kl.setdefault(layer, []).append(gaussian_kl(q, p).mean((0, 2, 3)))
+        self.log_sigma.setdefault(layer, []).append(q.log_sigma.mean((0, 2, 3)))
+        return q.sample()

@@ -1,0 +1,220 @@
+"""Joins model and coder: what each layer pushes and pops. The only place where tensors become numpy arrays.
+
+All of it runs on exact models (``vdvae_codec.exact``): the parameters that the walk hands over are the same floats on
+every machine, and are rounded to integers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdvae_codec.coding.bits_back import Receiver, Sender
+from vdvae_codec.coding.codec import ByteDistribution, Codec, byte_codec, chain
+from vdvae_codec.coding.schedule import MIN_BITS
+from vdvae_codec.coding.stack import Stack
+from vdvae_codec.distributions import Gaussian, PixelMixture
+from vdvae_codec.exact.tables import ByteMixture, Tables, latent_distribution, pixel_distribution, quantise
+from vdvae_codec.model.layers import Acts, LatentLayer, PixelLayer
+from vdvae_codec.model.vdvae import VDVAE
+
+FILL = 128.0  # level of the pixels beyond the image's border, which are not coded
+
+
+class Group:
+    """Tiles (B, 3, H, W) of one shape, coded together; channels in G, R, B order.
+
+    ``inside`` (B, H, W) bool marks the pixels that belong to the image. A grey image codes one channel, which the
+    others copy.
+    """
+
+    def __init__(self, inside: Tensor, channels: int):
+        self.inside, self.channels = inside, channels
+
+    def positions(self, layer: PixelLayer) -> Tensor:
+        """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer."""
+        return layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
+
+
+class Coding:
+    """What sender and receiver have in common: distributions to codecs, arrays to tensors."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group):
+        self.model, self.tables, self.group = model, tables, group
+        self._acts: Acts | None = None
+
+    def acts(self, x: Tensor) -> Acts:
+        """The encoder's activations, computed once and only if a latent needs them."""
+        if self._acts is None:
+            assert self.model.encoder is not None
+            self._acts = self.model.encoder(x)
+        return self._acts
+
+    def latent_bytes(self, layer: LatentLayer, p: Gaussian) -> ByteMixture:
+        """Distributions of the indices k + 128 of a layer's live latents, z = k 2^-grid_exponent."""
+        alive = layer.alive.nonzero()[:, 0]
+        return latent_distribution(self.tables, p, int(layer.grid_exponent), alive)
+
+    def z(self, layer: LatentLayer, p: Gaussian, alive: np.ndarray) -> Tensor:
+        """Latents (B, zdim, h, w): ``alive`` holds the indices k + 128 of live channels, dead ones are at p's mean."""
+        z = latent_index(p.mean, layer) - 128
+        b, _, h, w = z.shape
+        live = torch.from_numpy(alive).to(z.device, torch.float32).view(-1, b, h, w) - 128
+        z[:, layer.alive] = live.transpose(0, 1)
+        return z * 2.0 ** -int(layer.grid_exponent)
+
+    def pixel_codec(self, layer: PixelLayer, p: PixelMixture) -> Codec:
+        """Codec of the layer's sub-pixels (channels, N) in 0..255; a channel depends on the ones before it."""
+        p = quantise(p)
+        inside = self.group.positions(layer)
+
+        def channel(c: int) -> Callable[[list[np.ndarray]], Codec]:
+            def given(rows: list[np.ndarray]) -> Codec:
+                x = torch.full_like(p.base, FILL)  # (B, 3, h, w)
+                for n, row in enumerate(rows):
+                    scatter(x, n, inside, row)
+                return codec(pixel_distribution(self.tables, p, c, x, inside))
+
+            return given
+
+        return chain([channel(c) for c in range(self.group.channels)])
+
+
+def codec(d: ByteMixture) -> Codec:
+    return byte_codec(ByteDistribution(d.coarse, d.fine))
+
+
+def scatter(x: Tensor, channel: int, inside: Tensor, values: np.ndarray) -> None:
+    """Writes values (N,) at the positions ``inside`` of one channel of x (B, C, h, w)."""
+    plane = x[:, channel].flatten().index_copy(0, inside, torch.from_numpy(values).to(x.device, torch.float32))
+    x[:, channel] = plane.view(x[:, channel].shape)
+
+
+def latent_index(mean: Tensor, layer: LatentLayer) -> Tensor:
+    """The nearest grid index k + 128 of a mean, as float32."""
+    return (mean * 2.0 ** int(layer.grid_exponent)).round().clamp(-128, 127) + 128
+
+
+class Push(Coding):
+    """Visitor that codes a group whose image x is known."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group)
+        self.x, self.sender = x, Sender(stack, direct)
+        self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.alive.any():
+            return self.z(layer, p, np.zeros(0, np.int32))
+        q = posterior(self.acts(self.x))
+        q_bytes = self.latent_bytes(layer, q)
+
+        def point() -> np.ndarray:
+            index = latent_index(q.mean, layer)[:, layer.alive].transpose(0, 1).flatten().int().cpu().numpy()
+            self.initial_bits += float(q_bytes.bits(index).sum())
+            return index
+
+        return self.z(layer, p, self.sender.latent(codec(self.latent_bytes(layer, p)), codec(q_bytes), point))
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        plane = layer.plane(x)[:, : self.group.channels].transpose(0, 1).flatten(1)  # (channels, B h w)
+        inside = self.group.positions(layer)
+        self.sender.observed(self.pixel_codec(layer, p), plane[:, inside].int().cpu().numpy())
+
+
+class Pop(Coding):
+    """Visitor that decodes a group and fills in x."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group)
+        self.x, self.receiver = x, Receiver(stack, direct)
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.alive.any():
+            return self.z(layer, p, np.zeros(0, np.int32))
+
+        def later() -> Codec:  # called when x is known
+            return codec(self.latent_bytes(layer, posterior(self.acts(self.x))))
+
+        return self.z(layer, p, self.receiver.latent(codec(self.latent_bytes(layer, p)), later))
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        rows = self.receiver.observed(self.pixel_codec(layer, p))
+        inside, plane = self.group.positions(layer), layer.plane(x)
+        for c in range(3):
+            scatter(plane, c, inside, rows[min(c, self.group.channels - 1)])
+
+
+@torch.inference_mode()
+def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool) -> float | None:
+    """Codes x (B, 3, H, W) onto the stack; returns the initial bits, which only a direct group pays.
+
+    Returns None, the stack unchanged, if the bits that the group would borrow are not there.
+    """
+    visit = Push(model, tables, group, x, stack, direct)
+    model.walk(x, visit)
+    if not direct and stack.bits < MIN_BITS:
+        visit.sender.give_back()
+        return None
+    visit.sender.finish()
+    return visit.initial_bits
+
+
+@torch.inference_mode()
+def pop_group(model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool) -> Tensor:
+    """Decodes a group: x (B, 3, H, W) in pixel levels; leaves the stack as it was before ``push_group``."""
+    b, height, width = group.inside.shape
+    x = torch.full((b, 3, height, width), FILL, device=group.inside.device)
+    visit = Pop(model, tables, group, x, stack, direct)
+    model.walk(x, visit)
+    visit.receiver.finish()
+    return x
+
+
+class ExactElbo(Coding):
+    """Visitor that counts the bits that coding would cost: latents (net of what is borrowed) and pixels."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, seed: int = 0):
+        super().__init__(model, tables, group)
+        self.x, self.rng = x, np.random.default_rng(seed)
+        self.kl_bits: list[float] = []
+        self.pixel_bits: list[float] = []
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.alive.any():
+            self.kl_bits.append(0.0)
+            return self.z(layer, p, np.zeros(0, np.int32))
+        q = self.latent_bytes(layer, posterior(self.acts(self.x)))
+        k = draw(q, self.rng)
+        self.kl_bits.append(float((self.latent_bytes(layer, p).bits(k) - q.bits(k)).sum()))
+        return self.z(layer, p, k)
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        p, inside = quantise(p), self.group.positions(layer)
+        plane = layer.plane(x)
+        values = plane.transpose(0, 1).flatten(1)[:, inside].int().cpu().numpy()
+        self.pixel_bits.append(sum(
+            float(pixel_distribution(self.tables, p, c, plane, inside).bits(values[c]).sum())
+            for c in range(self.group.channels)
+        ))
+
+
+def draw(d: ByteMixture, rng: np.random.Generator) -> np.ndarray:
+    """One sample (N,) of each distribution."""
+    def row(frequencies: np.ndarray) -> np.ndarray:
+        cumulative = frequencies.cumsum(1, dtype=np.float64)
+        return (cumulative < rng.random((len(cumulative), 1)) * cumulative[:, -1:]).sum(1)
+
+    high = row(d.coarse())
+    return (high * 16 + row(d.fine(high))).astype(np.int32)
+
+
+@torch.inference_mode()
+def exact_elbo(model: VDVAE, tables: Tables, group: Group, x: Tensor) -> ExactElbo:
+    """The negative ELBO of an exact model on a group, in bits, itemised by layer."""
+    visit = ExactElbo(model, tables, group, x)
+    model.walk(x, visit)
+    return visit

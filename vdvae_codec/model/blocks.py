@@ -1,0 +1,67 @@
+"""Building blocks of the networks: convolution, activation, residual bottleneck, resampling.
+
+Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin lives in ``vdvae_codec.exact``;
+the rest is element-wise IEEE arithmetic in a fixed order, or copying, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Conv(nn.Conv2d):
+    """Convolution that keeps height and width: odd kernel, zero padding, optionally of hard swish of its input.
+
+    hard swish(x) = x * clamp(x + 3, 0, 6) / 6: the shape of gelu, without transcendentals.
+    """
+
+    def __init__(self, cin: int, cout: int, kernel: int, *, act: bool = False, gain: float = 1.0, bias: bool = True):
+        super().__init__(cin, cout, kernel, padding=kernel // 2, bias=bias)
+        self.act = act
+        with torch.no_grad():
+            self.weight.mul_(gain)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.hardswish(x) if self.act else x)
+
+
+class Bottleneck(nn.Module):
+    """act-1x1, act-3x3, act-3x3, act-1x1 (VDVAE, arXiv 2011.10650, figure 3): (B, cin, h, w) -> (B, cout, h, w)."""
+
+    def __init__(self, cin: int, middle: int, cout: int, gain: float = 1.0):
+        super().__init__()
+        self.c1 = Conv(cin, middle, 1, act=True)
+        self.c2 = Conv(middle, middle, 3, act=True)
+        self.c3 = Conv(middle, middle, 3, act=True)
+        self.c4 = Conv(middle, cout, 1, act=True, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c4(self.c3(self.c2(self.c1(x))))
+
+
+class Block(Bottleneck):
+    """Residual bottleneck; ``gain`` is 1/sqrt(number of blocks), the paper's stabiliser."""
+
+    def __init__(self, width: int, middle: int, gain: float):
+        super().__init__(width, middle, width, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def pool(x: Tensor, factor: int) -> Tensor:
+    """Average pooling by a power of two, in a fixed order of additions: (B, C, h, w) -> (B, C, h/f, w/f)."""
+    while factor > 1:
+        x = (x[:, :, ::2, ::2] + x[:, :, 1::2, 1::2]) + (x[:, :, ::2, 1::2] + x[:, :, 1::2, ::2])
+        x, factor = x * 0.25, factor // 2
+    return x
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Nearest-neighbour upsampling: (B, C, h, w) -> (B, C, f h, f w)."""
+    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")

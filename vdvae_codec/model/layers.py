@@ -1,0 +1,166 @@
+"""The two kinds of layers, and the state that they share.
+
+A layer takes the state, hands what it knows to the visitor, and leaves the state richer for the next layer. It does
+not know whether it is trained, scored, sampled, or coded: that is the visitor's affair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from vdvae_codec.config import StageConfig
+from vdvae_codec.distributions import Gaussian, PixelMixture
+from vdvae_codec.model.blocks import Block, Bottleneck, Conv, upsample
+
+Offset = tuple[int, int]
+Acts = dict[int, Tensor]
+
+
+@dataclass
+class State:
+    """What the layers share: features (B, C, H/stride, W/stride) and the image, known as far as it is coded.
+
+    ``x`` is (B, 3, H, W) float32 in pixel levels, channels G, R, B.
+    """
+
+    h: Tensor
+    stride: int
+    x: Tensor
+
+
+class Visitor(Protocol):
+    """What happens at each layer of the walk."""
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        """Returns z (B, zdim, h, w), given the prior; ``posterior`` computes q from the encoder's activations."""
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        """Makes ``layer.plane(x)`` valid, if it is not yet."""
+
+
+class Layer(nn.Module):
+    stride: int
+
+    def enter(self, state: State) -> Tensor:
+        """The state's features at this layer's stride."""
+        h = upsample(state.h, state.stride // self.stride)
+        return h if self.widen is None else self.widen(h)
+
+    def __init__(self, stage: StageConfig, width: int):
+        super().__init__()
+        self.stride = stage.stride
+        self.widen = None if width == stage.width else Conv(width, stage.width, 1)
+
+    def forward(self, state: State, visit: Visitor) -> State:
+        raise NotImplementedError
+
+
+class LatentLayer(Layer):
+    """p(z_l | z_<l) and q(z_l | z_<l, x), diagonal Gaussians (VDVAE, arXiv 2011.10650, figure 3)."""
+
+    grid_exponent: Tensor
+    alive: Tensor
+
+    def __init__(self, stage: StageConfig, width: int, gain: float):
+        super().__init__(stage, width)
+        self.zdim = stage.zdim
+        self.prior = Bottleneck(stage.width, stage.bottleneck, 2 * stage.zdim + stage.width)
+        self.posterior = Bottleneck(2 * stage.width, stage.bottleneck, 2 * stage.zdim)
+        self.z_proj = Conv(stage.zdim, stage.width, 1, gain=gain)
+        self.resnet = Block(stage.width, stage.bottleneck, gain)
+        # What coding needs to know, found on data when a model is exported: z = k 2^-grid_exponent, k in -128..127, and
+        # which channels carry information; the others stay at the prior's mean.
+        self.register_buffer("grid_exponent", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("alive", torch.ones(stage.zdim, dtype=torch.bool))
+        with torch.no_grad():
+            self.prior.c4.weight.zero_()
+            self.posterior.c4.bias[stage.zdim :].fill_(-1.0)  # type: ignore[index]
+
+    def forward(self, state: State, visit: Visitor) -> State:
+        h = self.enter(state)
+        p_mean, p_log_sigma, delta = self.prior(h).split([self.zdim, self.zdim, h.shape[1]], 1)
+
+        def posterior(acts: Acts) -> Gaussian:
+            return Gaussian(*self.posterior(torch.cat([h, acts[self.stride]], 1)).float().chunk(2, 1))
+
+        z = visit.latent(self, Gaussian(p_mean.float(), p_log_sigma.float()), posterior)
+        return State(self.resnet(h + delta + self.z_proj(z)), self.stride, state.x)
+
+
+class PixelLayer(Layer):
+    """p(x_g | z, x_<g) for the group of sub-pixels at one offset of a grid.
+
+    A linear predictor over the known pixels around gives the base of the prediction; the network sees the known pixels
+    relative to that base and corrects it.
+    """
+
+    COUPLING = (0.9, 0.45, 0.45)  # where training starts
+    SIGMAS = (2.0, 6.0, 18.0)
+
+    def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
+                 mixtures: int, kernel: int):
+        super().__init__(stage, width)
+        self.offset, self.context, self.mixtures = offset, context, mixtures
+        self.predictor = Conv(3 * len(context), 3, kernel, bias=False) if context else None
+        self.embed = Conv(3 * len(context) + 3, stage.width, 3) if context else None
+        self.blocks = nn.Sequential(*[Block(stage.width, stage.bottleneck, gain) for _ in range(blocks)])
+        self.head = Conv(stage.width, 9 * mixtures + 3, 1, act=True, gain=0.1)
+        with torch.no_grad():
+            bias = self.head.bias
+            assert bias is not None
+            sigmas = torch.tensor(self.SIGMAS).log()[torch.arange(mixtures) % len(self.SIGMAS)]
+            bias[6 * mixtures : 9 * mixtures] = sigmas.repeat_interleave(3)
+            bias[9 * mixtures :] = torch.tensor(self.COUPLING)
+            if self.predictor is not None:
+                self.predictor.weight.copy_(16 * nearest_average(self.stride, offset, context, kernel))
+
+    def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
+        """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+        dy, dx = offset or self.offset
+        return x[:, :, dy :: self.stride, dx :: self.stride]
+
+    def base(self, known: Tensor) -> Tensor:
+        """Linear prediction (B, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full precision."""
+        assert self.predictor is not None
+        with torch.autocast(known.device.type, enabled=False):
+            return self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+
+    def forward(self, state: State, visit: Visitor) -> State:
+        h = self.enter(state)
+        b, _, height, width = h.shape
+        if self.context:
+            known = torch.cat([self.plane(state.x, o) for o in self.context], 1)  # (B, 3 n, h, w)
+            base = self.base(known)
+            relative = known - base.repeat(1, len(self.context), 1, 1)
+            h = h + self.embed(torch.cat([relative * 2.0**-4, (base - 128) * 2.0**-6], 1))  # type: ignore[misc]
+        else:
+            base = torch.full((b, 3, height, width), 128.0, device=h.device)
+        h = self.blocks(h)
+        mix, coupling = self.head(h).float().split([9 * self.mixtures, 3], 1)
+        logits, loc, log_sigma = mix.view(b, 3, self.mixtures, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
+        visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base, coupling), state.x)
+        return State(h, self.stride, state.x)
+
+
+def nearest_average(stride: int, offset: Offset, context: list[Offset], kernel: int) -> Tensor:
+    """Weights (3, 3 n, k, k) that average the nearest known pixels around the predicted one, channel by channel."""
+    weight = torch.zeros(3, len(context), 3, kernel, kernel)
+    radius = kernel // 2
+    places = [
+        (math.hypot(stride * i + o[0] - offset[0], stride * j + o[1] - offset[1]), n, i + radius, j + radius)
+        for n, o in enumerate(context)
+        for i in range(-radius, radius + 1)
+        for j in range(-radius, radius + 1)
+    ]
+    nearest = [p for p in places if p[0] < min(places)[0] + 1e-6]
+    for _, n, i, j in nearest:
+        for c in range(3):
+            weight[c, n, c, i, j] = 1 / len(nearest)
+    return weight.reshape(3, 3 * len(context), kernel, kernel)

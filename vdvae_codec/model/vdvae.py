@@ -1,0 +1,87 @@
+"""The model: one top-down list of layers and the one function that walks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from vdvae_codec.config import ModelConfig
+from vdvae_codec.distributions import Gaussian, PixelMixture, gaussian_kl
+from vdvae_codec.model.encoder import Encoder
+from vdvae_codec.model.layers import Acts, LatentLayer, Layer, PixelLayer, State, Visitor
+
+
+class VDVAE(nn.Module):
+    """A very deep VAE (arXiv 2011.10650) whose list of layers may interleave latents and pixels.
+
+    Fully convolutional: images are (B, 3, H, W) float32 in pixel levels 0..255, channels G, R, B, H and W multiples of
+    ``config.max_stride``.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config) if any(s.latents for s in config.stages) else None
+        self.bias = nn.Parameter(torch.zeros(1, config.stages[0].width, 1, 1))
+        depth = sum(2 * s.latents + sum(s.blocks) for s in config.stages)
+        layers: list[Layer] = []
+        known: list[tuple[int, tuple[int, int]]] = []  # (stride, offset) of the pixel layers so far
+        width = config.stages[0].width
+        for s in config.stages:
+            for _ in range(s.latents):
+                layers.append(LatentLayer(s, width, depth**-0.5))
+                width = s.width
+            for offset, blocks in zip(s.pixels, s.blocks):
+                context = sorted({(dy % s.stride, dx % s.stride) for _, (dy, dx) in known})
+                layers.append(PixelLayer(s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor))
+                known.append((s.stride, offset))
+                width = s.width
+        self.layers = nn.ModuleList(layers)
+
+    def walk(self, x: Tensor, visit: Visitor) -> None:
+        """Walks the layers from the top down. ``x`` is the image as far as it is known; visitors may fill it in."""
+        stride = self.config.max_stride
+        h = self.bias.expand(x.shape[0], -1, x.shape[2] // stride, x.shape[3] // stride)
+        state = State(h, stride, x)
+        for layer in self.layers:
+            state = layer(state, visit)
+
+
+class Elbo:
+    """Visitor that sums the negative ELBO: per image, nats of each latent layer (KL) and each pixel layer."""
+
+    def __init__(self, acts: Acts):
+        self.acts = acts
+        self.kl_nats: list[Tensor] = []  # one (B, zdim) a latent layer
+        self.nll_nats: list[Tensor] = []  # one (B,) a pixel layer
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        q = posterior(self.acts)
+        self.kl_nats.append(gaussian_kl(q, p).sum((2, 3)))
+        return q.sample()
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        self.nll_nats.append(p.nll_nats(layer.plane(x)).sum((1, 2, 3)))
+
+
+class Sample:
+    """Visitor that draws from the prior; with ``acts``, latents come from the posterior mean (a reconstruction)."""
+
+    def __init__(self, acts: Acts | None = None):
+        self.acts = acts
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        return p.sample() if self.acts is None else posterior(self.acts).mean
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        layer.plane(x).copy_(p.sample())
+
+
+def elbo(model: VDVAE, x: Tensor) -> Elbo:
+    """One walk over images ``x`` (B, 3, H, W); the terms are in the returned visitor, in nats."""
+    visit = Elbo(model.encoder(x) if model.encoder is not None else {})
+    model.walk(x, visit)
+    return visit
