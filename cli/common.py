@@ -78,7 +78,7 @@ def write_output(path: Path, data: bytes, force: bool) -> None:
 
 
 def each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
-    """Runs ``work`` on every input; errors are printed and the rest goes on; raises Exit(1) at the end if any failed."""
+    """Runs ``work`` on every input; errors are printed and the rest goes on; exits with 1 at the end if any failed."""
     failed = 0
     for path in inputs:
         try:

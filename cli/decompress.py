@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -32,13 +33,16 @@ def decompress(
         refuse_existing(output_path(path, output, wanted or ".png", len(inputs) > 1), force)
         from vdvae_codec import api
 
-        image, suffix = api.decompress(read_input(path), wanted, model, device)
+        data = read_input(path)
+        begun = time.perf_counter()
+        image, suffix = api.decompress(data, wanted, model, device)
+        seconds = time.perf_counter() - begun
         out = output_path(path, output, suffix, len(inputs) > 1)
         refuse_existing(out, force)
         write_output(out, image, force)
         if as_json:
             row = {"input": str(path), "output": str(out), "output_bytes": len(image)}
-            click.echo(json.dumps(row), err=out == STREAM)
+            click.echo(json.dumps(row | {"seconds": round(seconds, 3)}), err=out == STREAM)
         else:
             click.echo(f"{path} -> {out}: {len(image)} bytes", err=out == STREAM)
 

@@ -14,7 +14,7 @@ from vdvae_codec.cli.common import one_line_errors
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Folder of images: half of the crops calibrate, the others measure.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's folder; its name is the model's.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's folder.")
 @click.option("--force", is_flag=True, help="Overwrite an existing model.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def export(run: Path, data: Path, output: Path, force: bool, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from vdvae_codec.cli.common import one_line_errors
 
 
 @click.command(epilog="Example: vdvae-codec train --model photo --data photos/ --out run --minutes 60")
-@click.option("--model", default="photo", show_default=True, help="A shipped model's name, a model's folder, or a .toml file.")
+@click.option("--model", default="photo", show_default=True, help="A shipped model, a folder, or a .toml file.")
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Folder of images of any size, searched recursively.")
 @click.option("--val", type=click.Path(path_type=Path, exists=True, file_okay=False),

@@ -14,10 +14,17 @@ from tqdm import tqdm
 from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.container import VERSION, Container, Kind
-from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
+from vdvae_codec.errors import ExactnessError, FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.hierarchy import FILL, Group, exact_elbo, pop_group, push_group
 from vdvae_codec.images import (
-    Picture, best_file, decode_file, quick_file_size, read_picture, tile_boxes, tile_grid, write_image,
+    Picture,
+    best_file,
+    decode_file,
+    quick_file_size,
+    read_picture,
+    tile_boxes,
+    tile_grid,
+    write_image,
 )
 from vdvae_codec.released import Released, load_released
 
@@ -52,7 +59,9 @@ class Report:
         return 8 * self.output_bytes / (self.width * self.height * max(self.channels, 1))
 
 
-def tensor_of(pixels: np.ndarray, boxes: list[Box], tile: tuple[int, int], device: torch.device) -> tuple[Tensor, Group]:
+def tensor_of(
+    pixels: np.ndarray, boxes: list[Box], tile: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Group]:
     """Cuts tiles out of pixels (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
     x = np.full((len(boxes), *tile, 3), int(FILL), np.uint8)
     for n, (y0, x0, y1, x1) in enumerate(boxes):
@@ -71,14 +80,17 @@ def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: tor
 
 def encode_pixels(pixels: np.ndarray, released: Released) -> tuple[bytes, tuple[int, int], tuple[int, ...], float]:
     """Codes pixels (H, W, 1 or 3) uint8: (payload, tile, groups, initial bits)."""
-    tile = tile_grid(*pixels.shape[:2], released.config.tile, released.config.max_stride)
-    boxes = tile_boxes(*pixels.shape[:2], tile)
+    tile = tile_grid(pixels.shape[0], pixels.shape[1], released.config.tile, released.config.max_stride)
+    boxes = tile_boxes(pixels.shape[0], pixels.shape[1], tile)
     largest = max(1, GROUP_PIXELS[released.device.type] // (tile[0] * tile[1]))
     stack, initial_bits = Stack(), 0.0
     with tqdm(total=len(boxes), desc="encoding", unit="tile", disable=None, leave=False) as bar:
 
         def attempt(start: int, size: int) -> bool:
-            nonlocal initial_bits
+            nonlocal stack, initial_bits
+            if start == 0:
+                stack, initial_bits = Stack(), 0.0
+                bar.reset()
             x, group = tensor_of(pixels, boxes[start : start + size], tile, released.device)
             bits = push_group(released.model, released.tables, group, x, stack, direct=start == 0)
             if bits is None:
@@ -137,8 +149,8 @@ def compress(
     sizes = container.sizes()
     return out, Report(
         kind=container.kind.name.lower(), model=container.model, width=picture.width,
-        height=picture.height, channels=original_pixels(picture)[0, 0].size, input_format=picture.format, input_bytes=len(data),
-        output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
+        height=picture.height, channels=original_pixels(picture)[0, 0].size, input_format=picture.format,
+        input_bytes=len(data), output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
         payload_bytes=sizes["payload"], initial_bits=initial_bits, groups=container.groups,
     )
 
@@ -153,7 +165,7 @@ def model_container(picture: Picture, pixels: np.ndarray, released: Released) ->
     return Container(
         kind=Kind.MODEL, channels=pixels.shape[2], width=picture.width, height=picture.height, tile=tile, groups=groups,
         model=released.name, digest=released.digest, metadata=picture.metadata, payload=payload,
-        pixels_crc=zlib.crc32(np.ascontiguousarray(pixels)),
+        pixels_crc=zlib.crc32(pixels.tobytes()),
     ), initial_bits
 
 
@@ -193,7 +205,7 @@ def decode(container: Container, model: str | None = None, device: str = "auto")
     if container.kind == Kind.FILE:  # guarded by the payload's CRC; other decoders' pixels are theirs to promise
         return decode_file(container.payload)
     pixels = decode_pixels(container, model_of(container, model, device))
-    if zlib.crc32(pixels) != container.pixels_crc:
+    if zlib.crc32(pixels.tobytes()) != container.pixels_crc:
         raise FormatError("the decoded pixels do not match their checksum")
     return pixels
 
@@ -204,11 +216,13 @@ def model_of(container: Container, model: str | None, device: str) -> Released:
         if name is not None:
             try:
                 released = load_released(name, device)
+            except ExactnessError:
+                raise
             except ModelError:
                 continue
             if released.digest == container.digest:
                 return released
-    raise ModelError(f"model {container.model!r} with digest {container.digest.hex()} is not here; it is needed to decode")
+    raise ModelError(f"model {container.model!r} with digest {container.digest.hex()} is needed to decode, and absent")
 
 
 def decompress(
@@ -254,7 +268,7 @@ def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[s
         raise FormatError("this .vdz stores a file of another format; only model payloads have itemised rates")
     released = model_of(container, model, device)
     pixels = decode_pixels(container, released)
-    boxes = tile_boxes(*pixels.shape[:2], container.tile)
+    boxes = tile_boxes(container.height, container.width, container.tile)
     x, group = tensor_of(pixels, boxes[: container.groups[0]], container.tile, released.device)
     initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0
     kl: list[float] = []

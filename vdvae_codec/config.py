@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -46,12 +47,12 @@ class ModelConfig:
         strides = [stage.stride for stage in self.stages]
         if not strides:
             raise ConfigError("a model needs at least one stage")
-        for coarse, fine in zip(strides, strides[1:]):
+        for coarse, fine in itertools.pairwise(strides):
             if coarse % fine:
                 raise ConfigError(f"stage strides must divide their predecessors: {strides}")
         for stage in self.stages:
             if len(stage.pixels) != len(stage.blocks):
-                raise ConfigError(f"stride {stage.stride}: {len(stage.pixels)} pixel layers but {len(stage.blocks)} block counts")
+                raise ConfigError(f"stride {stage.stride}: {len(stage.pixels)} pixel layers, {len(stage.blocks)} block counts")
             if any(not 0 <= d < stage.stride for offset in stage.pixels for d in offset):
                 raise ConfigError(f"stride {stage.stride}: a pixel offset lies outside the grid step")
         if self.tile % self.max_stride:

@@ -48,7 +48,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
     model, recipe, meta = load_float(checkpoint)
     images = list(load_folder(data, SIDE).values())
     calibration, measured = (random_crops(images, CROPS, SIDE, (recipe.seed, 2, n), augment=False) for n in range(2))
-    exact = quantise_model(model, list(calibration.split(4)))
+    exact = quantise_model(model, list(torch.split(calibration, 4)))
     image = random_crops(images, 1, KNOWN_SIDE, (recipe.seed, 3), augment=False)[0].to(torch.uint8)
     output.mkdir(parents=True, exist_ok=True)
     write_config(output / "config.toml", model.config, recipe)
@@ -56,6 +56,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
     released = load_released(str(output), "cpu")
     convolutions = [m for m in released.model.modules() if isinstance(m, ExactConv)]
     latents = [layer for layer in released.model.layers if isinstance(layer, LatentLayer)]
+    alive = torch.cat([layer.alive for layer in latents]) if latents else torch.zeros(0, dtype=torch.bool)
     float_bpd, exact_bpd = float_elbo_bpd(model, measured), exact_elbo_bpd(released.model, measured)
     log = run / "loss.png"
     if log.exists():
@@ -64,7 +65,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
         "model": str(output), "digest": digest.hex(), "step": meta["step"], "train_seconds": meta["seconds"],
         "float_elbo_bpd": float_bpd, "exact_elbo_bpd": exact_bpd,
         "exact_cost_percent": 100 * (exact_bpd / float_bpd - 1),
-        "live_latents": f"{sum(int(layer.alive.sum()) for layer in latents)} of {sum(layer.zdim for layer in latents)} channels",
+        "live_latents": f"{int(alive.sum())} of {len(alive)} channels",
         "split_convolutions": f"{sum(m.parts > 1 for m in convolutions)} of {len(convolutions)}",
         "weight_bytes": (output / WEIGHTS).stat().st_size,
     }
@@ -74,7 +75,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
 def float_elbo_bpd(model: VDVAE, x: Tensor) -> float:
     """Negative ELBO of the float model on images x (B, 3, H, W), bits per sub-pixel."""
     torch.manual_seed(0)
-    terms = [stack_terms(elbo(model, part), x) for part in x.split(4)]
+    terms = [stack_terms(elbo(model, part), x) for part in torch.split(x, 4)]
     return float(sum(kl.sum() + nll.sum() for kl, nll in terms))
 
 
@@ -82,7 +83,7 @@ def exact_elbo_bpd(model: VDVAE, x: Tensor) -> float:
     """Negative ELBO of the exact model on images x (B, 3, H, W), bits per sub-pixel."""
     tables = make_tables()
     bits = 0.0
-    for part in x.split(4):
+    for part in torch.split(x, 4):
         terms = exact_elbo(model, tables, Group(torch.ones_like(part[:, 0], dtype=torch.bool), 3), part)
         bits += sum(terms.kl_bits) + sum(terms.pixel_bits)
     return bits / x.numel()

@@ -206,10 +206,11 @@ def draw(d: ByteMixture, rng: np.random.Generator) -> np.ndarray:
     """One sample (N,) of each distribution."""
     def row(frequencies: np.ndarray) -> np.ndarray:
         cumulative = frequencies.cumsum(1, dtype=np.float64)
-        return (cumulative < rng.random((len(cumulative), 1)) * cumulative[:, -1:]).sum(1)
+        below = cumulative < rng.random((len(cumulative), 1)) * cumulative[:, -1:]
+        return np.asarray(below.sum(1), np.int32)
 
     high = row(d.coarse())
-    return (high * 16 + row(d.fine(high))).astype(np.int32)
+    return np.asarray(high * 16 + row(d.fine(high)), np.int32)
 
 
 @torch.inference_mode()

@@ -119,7 +119,7 @@ def load_released(name: str, device_name: str = "auto") -> Released:
     path = folder / WEIGHTS
     try:
         with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             expected = bytes.fromhex((file.metadata() or {}).get("digest", ""))
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
@@ -134,5 +134,5 @@ def load_released(name: str, device_name: str = "auto") -> Released:
     model = model.to(device)
     tables = Tables(*(tensors[f"tables.{field}"].to(device) for field in Tables._fields))
     if known_answer(model, tables, tensors["known.image"]) != bytes(tensors["known.answer"].numpy()):
-        raise ExactnessError(f"model {folder.resolve().name}: the arithmetic of this device ({device}) does not give the known answer")
+        raise ExactnessError(f"{folder}: the arithmetic of this device ({device}) does not give the known answer")
     return Released(folder.resolve().name, expected, config, model, tables, device)

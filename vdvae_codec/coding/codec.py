@@ -41,7 +41,8 @@ def byte_codec(distribution: ByteDistribution) -> Codec:
 
     def pop(stack: Stack) -> np.ndarray:
         high = stack.pop(distribution.coarse())
-        return high * SYMBOLS + stack.pop(distribution.fine(high))
+        x: np.ndarray = high * SYMBOLS + stack.pop(distribution.fine(high))
+        return x
 
     return Codec(push, pop)
 

@@ -11,17 +11,19 @@ def code_groups(total: int, largest: int, attempt: Callable[[int, int], bool]) -
     """Codes tiles 0..total-1 in growing groups and returns their sizes.
 
     ``attempt(start, size)`` codes the tiles from ``start`` or returns False, having changed nothing, if the bits to
-    borrow are not there; the group is then halved. A group of one tile must never be refused.
+    borrow are not there; the group is then halved. Where even one tile is refused (in flat images, whose pixels pay for
+    nothing), all begins anew with a first group twice as large. The first group borrows nothing: it is never refused.
     """
     sizes: list[int] = []
-    start, size = 0, 1
+    start, size, first = 0, 1, 1
     while start < total:
-        size = min(size, total - start, largest)
-        while not attempt(start, size):
-            if size == 1:
-                raise AssertionError("a single tile was refused")
+        size = min(size, total - start, max(largest, first))
+        if attempt(start, size):
+            sizes.append(size)
+            start, size = start + size, 2 * size
+        elif size > 1:
             size //= 2
-        sizes.append(size)
-        start += size
-        size *= 2
+        else:
+            first *= 2
+            sizes, start, size = [], 0, first
     return sizes

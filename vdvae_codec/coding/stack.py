@@ -6,7 +6,7 @@ The stack's words are part of the file format: constriction's ``AnsCoder`` with 
 
 from __future__ import annotations
 
-import constriction
+import constriction  # type: ignore[import-untyped]
 import numpy as np
 
 from vdvae_codec.errors import FormatError

@@ -63,7 +63,7 @@ class ExactConv(nn.Module):
         self._ready = True
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._ready:
             self._weights = [fn(w) for w in self._weights]
             self._bias = fn(self._bias)

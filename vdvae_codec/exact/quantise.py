@@ -80,8 +80,8 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
         quantise_conv(conv, exact, *grid)
     for layer, exact_layer in zip(model.layers, twin.layers):
         if isinstance(layer, LatentLayer):
-            exact_layer.grid_exponent.fill_(statistics.exponent[layer])  # type: ignore[union-attr, operator]
-            exact_layer.alive.copy_(statistics.alive[layer])  # type: ignore[union-attr, operator]
+            exact_layer.grid_exponent.fill_(statistics.exponent[layer])  # type: ignore[operator]
+            exact_layer.alive.copy_(statistics.alive[layer])  # type: ignore[operator]
     prepare(twin)
     return twin
 

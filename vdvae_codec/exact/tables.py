@@ -122,8 +122,10 @@ def scale_index(log_sigma: Tensor) -> Tensor:
 
 def quantise(p: PixelMixture) -> PixelMixture:
     """The parameters on their grids, so that ``location`` is exact: base and loc 1/16, coupling 1/64."""
-    return PixelMixture(p.logits, on_grid(p.loc, STEPS).clamp(-2048, 2048), p.log_sigma, on_grid(p.base, STEPS).clamp(-512, 768),
-                        on_grid(p.coupling, 64).clamp(-4, 4))
+    return PixelMixture(
+        p.logits, on_grid(p.loc, STEPS).clamp(-2048, 2048), p.log_sigma,
+        on_grid(p.base, STEPS).clamp(-512, 768), on_grid(p.coupling, 64).clamp(-4, 4),
+    )
 
 
 def pixel_distribution(tables: Tables, p: PixelMixture, channel: int, x: Tensor, inside: Tensor) -> ByteMixture:
@@ -151,4 +153,5 @@ def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tenso
 
     location = (select(p.mean) * 2.0**exponent * STEPS).round() + 128 * STEPS
     scale = tables.inverse_scale[scale_index(select(p.log_sigma) + exponent * math.log(2))]
-    return ByteMixture(tables.gaussian, location.clamp(-(2**15), 2**15), scale, torch.full_like(scale, WEIGHT_ONE, dtype=torch.int32))
+    weight = torch.full_like(scale, WEIGHT_ONE, dtype=torch.int32)
+    return ByteMixture(tables.gaussian, location.clamp(-(2**15), 2**15), scale, weight)

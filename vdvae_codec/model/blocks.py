@@ -1,7 +1,7 @@
 """Building blocks of the networks: convolution, activation, residual bottleneck, resampling.
 
-Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin lives in ``vdvae_codec.exact``;
-the rest is element-wise IEEE arithmetic in a fixed order, or copying, the same on every machine.
+Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin is in ``vdvae_codec.exact``; the
+rest is element-wise IEEE arithmetic in a fixed order, or copying, the same on every machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Bottleneck(nn.Module):
         self.c4 = Conv(middle, cout, 1, act=True, gain=gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c4(self.c3(self.c2(self.c1(x))))
+        y: Tensor = self.c4(self.c3(self.c2(self.c1(x))))
+        return y
 
 
 class Block(Bottleneck):

@@ -24,7 +24,8 @@ class Encoder(nn.Module):
         width = stages[0].width
         for s in stages:
             self.widen.append(nn.Identity() if s.width == width else Conv(width, s.width, 1))
-            self.stages.append(nn.Sequential(*[Block(s.width, s.bottleneck, count**-0.5) for _ in range(s.encoder_blocks)]))
+            blocks = [Block(s.width, s.bottleneck, count**-0.5) for _ in range(s.encoder_blocks)]
+            self.stages.append(nn.Sequential(*blocks))
             width = s.width
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:

@@ -88,10 +88,14 @@ class LatentLayer(Layer):
         p_mean, p_log_sigma, delta = self.prior(h).split([self.zdim, self.zdim, h.shape[1]], 1)
 
         def posterior(acts: Acts) -> Gaussian:
-            return Gaussian(*self.posterior(torch.cat([h, acts[self.stride]], 1)).float().chunk(2, 1))
+            return gaussian(*self.posterior(torch.cat([h, acts[self.stride]], 1)).chunk(2, 1))
 
-        z = visit.latent(self, Gaussian(p_mean.float(), p_log_sigma.float()), posterior)
+        z = visit.latent(self, gaussian(p_mean, p_log_sigma), posterior)
         return State(self.resnet(h + delta + self.z_proj(z)), self.stride, state.x)
+
+
+def gaussian(mean: Tensor, log_sigma: Tensor) -> Gaussian:
+    return Gaussian(mean.float(), log_sigma.float().clamp(-8, 8))  # beyond that, exp overflows in the KL
 
 
 class PixelLayer(Layer):
@@ -130,7 +134,8 @@ class PixelLayer(Layer):
         """Linear prediction (B, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full precision."""
         assert self.predictor is not None
         with torch.autocast(known.device.type, enabled=False):
-            return self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+            base: Tensor = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+            return base
 
     def forward(self, state: State, visit: Visitor) -> State:
         h = self.enter(state)

@@ -62,7 +62,7 @@ def random_crops(images: list[np.ndarray], count: int, side: int, key: tuple[int
         y, x = (rng.integers(0, size - side + 1) for size in image.shape[:2])
         crop = image[y : y + side, x : x + side]
         if augment:
-            crop = np.rot90(crop, rng.integers(4))
+            crop = np.rot90(crop, int(rng.integers(4)))
             crop = crop[:, ::-1] if rng.integers(2) else crop
         crops[n] = crop
     return torch.from_numpy(crops[..., [1, 0, 2]].copy()).permute(0, 3, 1, 2).float()

@@ -178,7 +178,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     side = min(VALIDATION_SIDE, min(min(i.shape[:2]) for i in held_out) // config.max_stride * config.max_stride)
     crops = random_crops(held_out, VALIDATION_CROPS, side, (recipe.seed, 1), augment=False).to(device)
-    batches = list(crops.split(8))
+    batches = list(torch.split(crops, 8))
     begun, done_before = time.monotonic(), trainer.seconds
     losses: list[float] = []
 

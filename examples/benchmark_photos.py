@@ -1,0 +1,257 @@
+"""Compares vdvae-codec with PNG, WebP and JPEG XL on a folder of photographs: rates, times, and every pixel.
+
+    python examples/benchmark_photos.py photos/ --limit 24 --out benchmark
+
+All codecs start from the same 8-bit pixels without metadata, and every file is decoded and compared. vdvae-codec runs
+as fresh processes of the command line: one compresses all images, another decompresses all of the files. A tiny image
+goes first in each of them, so that the times of the others are without the start of Python and the model's loading;
+they are with reading and writing PNG. Needs ``pip install vdvae-codec[bench]``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from vdvae_codec.images import image_files
+
+OURS = "vdvae-codec"
+CLASSICAL: dict[str, dict[str, Any]] = {
+    "PNG level 9": {"format": "PNG", "compress_level": 9, "optimize": True},
+    "WebP lossless m6": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
+    "JPEG XL e7": {"format": "JXL", "lossless": True, "effort": 7},
+    "JPEG XL e9": {"format": "JXL", "lossless": True, "effort": 9},
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A finished process of the command line."""
+
+    rows: list[Row]  # its lines of JSON, one an input
+    seconds: float  # wall time
+    peak_bytes: int  # resident memory
+
+
+def run_codec(command: str, inputs: Sequence[Path], *options: str | Path, bar: tqdm[Any] | None = None) -> Process:
+    """Runs ``vdvae-codec COMMAND INPUTS --json OPTIONS`` as a fresh process; raises ClickException if it fails."""
+    program = Path(sysconfig.get_path("scripts"), OURS)
+    rows, begun = [], time.perf_counter()
+    with tempfile.TemporaryFile("w+") as errors:
+        words = [program, command, *inputs, "--json", *options]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                rows.append(json.loads(line))
+                if bar is not None:
+                    bar.update()
+            _, status, usage = os.wait4(process.pid, 0)  # this child's memory, not the largest of all children's
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise click.ClickException(f"{OURS} {command} failed: {errors.read().strip()}")
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return Process(rows, time.perf_counter() - begun, usage.ru_maxrss * unit)
+
+
+def hardware() -> str:
+    """One line: the CPU's model, the number of cores, and torch's version."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    cpu = found[1] if found else platform.processor() or platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores, torch {importlib.metadata.version('torch')}"
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def pixels_of(file: Path | BytesIO, mode: str) -> np.ndarray:
+    """Pixels in ``mode``: a format without grey gives it back as RGB."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert(mode))
+
+
+def save_plain(folder: Path, limit: int | None, out: Path) -> list[Path]:
+    """The folder's images as PNG without metadata, grey or RGB; before them a tiny one."""
+    paths = []
+    for n, path in enumerate(itertools.islice(image_files(folder), limit), 1):
+        with Image.open(path) as image:
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        if not paths:
+            paths.append(out / "0000_warmup.png")
+            Image.fromarray(pixels[:32, :32]).save(paths[0])
+        paths.append(out / f"{n:04}_{path.stem}.png")
+        Image.fromarray(pixels).save(paths[-1], compress_level=1)
+    if not paths:
+        raise click.ClickException(f"{folder}: holds no images")
+    return paths
+
+
+def size_of(path: Path) -> Row:
+    with Image.open(path) as image:
+        size = {"image": path.stem[5:], "width": image.width, "height": image.height}
+        return size | {"channels": len(image.getbands())}
+
+
+def row_of(path: Path, codec: str, size: int, encode: float, decode: float, same: bool) -> Row:
+    """One codec on one image; raises ClickException if the pixels did not come back."""
+    row = size_of(path)
+    if not same:
+        raise click.ClickException(f"{row['image']}: {codec} is not lossless")
+    bpd = 8 * size / (row["width"] * row["height"] * row["channels"])
+    return row | {"codec": codec, "bytes": size, "bpd": bpd, "encode_seconds": encode, "decode_seconds": decode}
+
+
+def run_classical(path: Path, codec: str) -> Row:
+    """Codes in memory, from decoded pixels to decoded pixels."""
+    with Image.open(path) as image:
+        pixels, mode = np.asarray(image), image.mode
+    out, begun = BytesIO(), time.perf_counter()
+    Image.fromarray(pixels).save(out, **CLASSICAL[codec])
+    encoded = time.perf_counter()
+    decoded = pixels_of(out, mode)
+    same = np.array_equal(decoded, pixels)
+    return row_of(path, codec, out.tell(), encoded - begun, time.perf_counter() - encoded, same)
+
+
+def run_ours(paths: list[Path], work: Path, device: str, bar: tqdm[Any]) -> tuple[list[Row], dict[str, Process]]:
+    """All images in four fresh processes, the first of ``paths`` to warm up: rows, and what the processes took."""
+    for name in ("files", "verified", "decoded"):
+        (work / name).mkdir()
+    files = [work / "files" / f"{p.stem}.vdz" for p in paths]
+    on = ("--device", device)
+    compress = run_codec("compress", paths, "-o", work / "files", "--no-fallback", "--no-verify", *on, bar=bar)
+    verified = run_codec("compress", paths, "-o", work / "verified", "--no-fallback", *on, bar=bar)
+    decompress = run_codec("decompress", files, "-o", work / "decoded", *on, bar=bar)
+    info = run_codec("info", files, "--rates", *on, bar=bar)
+    rows = []
+    parts = zip(paths, files, compress.rows, verified.rows, decompress.rows, info.rows)
+    for path, file, made, checked, back, rates in itertools.islice(parts, 1, None):
+        if file.read_bytes() != (work / "verified" / file.name).read_bytes():
+            raise click.ClickException(f"{path.stem}: two processes wrote different files")
+        mode = "L" if made["channels"] == 1 else "RGB"
+        same = np.array_equal(pixels_of(work / "decoded" / path.name, mode), pixels_of(path, mode))
+        row = row_of(path, OURS, file.stat().st_size, made["seconds"], back["seconds"], same)
+        row |= {"verified_encode_seconds": checked["seconds"], "initial_bytes": made["initial_bits"] / 8}
+        row |= {"header_bytes": made["output_bytes"] - made["payload_bytes"]}
+        rows.append(row | {key: rates[key] for key in ("elbo_bpd", "net_bpd", "file_bpd")})
+    return rows, {
+        "compress --no-verify": compress, "compress": verified, "decompress": decompress, "info --rates": info,
+    }
+
+
+def per_megapixel(rows: list[Row], key: str) -> float:
+    return sum(r[key] for r in rows) / sum(r["width"] * r["height"] / 1e6 for r in rows)
+
+
+def mean(rows: list[Row], key: str) -> float:
+    return sum(r[key] for r in rows) / len(rows)
+
+
+def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], setting: str) -> str:
+    """The tables in Markdown."""
+    ours = by_codec[OURS]
+    megapixels = sum(r["width"] * r["height"] for r in ours) / 1e6
+    codecs = markdown(
+        ["codec", "bytes", "bits per dim", "encode s/MPx", "decode s/MPx"],
+        ([codec, sum(r["bytes"] for r in rows), f"{mean(rows, 'bpd'):.4f}",
+          f"{per_megapixel(rows, 'encode_seconds'):.2f}", f"{per_megapixel(rows, 'decode_seconds'):.2f}"]
+         for codec, rows in by_codec.items()),
+    )
+    shares = (100 * sum(r[key] for r in ours) / sum(r["bytes"] for r in ours) for key in ("initial_bytes", "header_bytes"))
+    rates = markdown(
+        [OURS, "exact ELBO", "net", "file", "initial bits", "header", "encode with verification"],
+        [["bits per dim", *(f"{mean(ours, key):.4f}" for key in ("elbo_bpd", "net_bpd", "file_bpd")),
+          *(f"{share:.2f} % of the files" for share in shares),
+          f"{per_megapixel(ours, 'verified_encode_seconds'):.2f} s/MPx"]],
+    )
+    whole = markdown(
+        ["whole process", "wall s", "peak MiB"],
+        ([f"`{OURS} {name}`", f"{p.seconds:.1f}", f"{p.peak_bytes / 2**20:.0f}"] for name, p in processes.items()),
+    )
+    return (
+        f"{setting}\n\n{len(ours)} images, {megapixels:.2f} megapixels, all pixels compared. Bits per dim: the mean of "
+        f"each image's own.\nSeconds per megapixel: all seconds by all megapixels.\n\n{codecs}\n{rates}\n{whole}"
+    )
+
+
+def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for codec, rows in by_codec.items():
+        point = per_megapixel(rows, "encode_seconds"), mean(rows, "bpd")
+        axes.scatter(*point, color="tab:red" if codec == OURS else "tab:blue")
+        axes.annotate(codec, point, xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.set(xscale="log", xlabel="encode seconds per megapixel", ylabel="bits per dim")
+    axes.margins(0.2, 0.12)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--limit", type=click.IntRange(1), help="Only the folder's first images, by name.")
+@click.option("--out", default="benchmark", show_default=True, type=click.Path(path_type=Path, file_okay=False),
+              help="Folder for table.md, results.json and rate_time.png.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
+              help=f"Of {OURS} and JPEG XL; PNG and WebP have one.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
+def main(folder: Path, limit: int | None, out: Path, threads: int, device: str) -> None:
+    """Compare codecs on the images of FOLDER."""
+    from pillow_jxl import JpegXLImagePlugin
+
+    JpegXLImagePlugin.DECODE_THREADS = threads
+    for options in CLASSICAL.values():
+        if options["format"] == "JXL":
+            options["num_threads"] = threads
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes inherit it
+    setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} on {device}"
+    with tempfile.TemporaryDirectory() as temp:
+        paths = save_plain(folder, limit, Path(temp))
+        with tqdm(total=len(CLASSICAL) * (len(paths) - 1) + 4 * len(paths), unit="coding") as bar:
+            by_codec: dict[str, list[Row]] = {codec: [] for codec in CLASSICAL}
+            for codec, path in itertools.product(CLASSICAL, paths[1:]):
+                by_codec[codec].append(run_classical(path, codec))
+                bar.update()
+            by_codec[OURS], processes = run_ours(paths, Path(temp), device, bar)
+    text = report(by_codec, processes, setting)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(text)
+    results = {
+        "setting": setting, "rows": list(itertools.chain(*by_codec.values())),
+        "processes": {name: {"seconds": p.seconds, "peak_bytes": p.peak_bytes} for name, p in processes.items()},
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(by_codec, out / "rate_time.png")
+    click.echo(text, nl=False)
+
+
+if __name__ == "__main__":
+    main()

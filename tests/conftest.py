@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vdvae_codec.config import ModelConfig, StageConfig, TrainConfig, write_config
+from vdvae_codec.exact.quantise import quantise_model
+from vdvae_codec.images import read_rgb
+from vdvae_codec.model.layers import LatentLayer
+from vdvae_codec.model.vdvae import VDVAE
+from vdvae_codec.released import Released, load_released, save_released
+from vdvae_codec.training.data import random_crops
+
+COARSE = ((0, 0), (4, 4), (0, 4), (4, 0))
+TINY = ModelConfig(
+    mixtures=2,
+    stages=(
+        StageConfig(8, 16, 16, latents=1, zdim=4, encoder_blocks=1, pixels=COARSE, blocks=(1,) * 4),
+        StageConfig(4, 16, 12, latents=1, zdim=4, encoder_blocks=1, pixels=((2, 2), (0, 2), (2, 0)), blocks=(1,) * 3),
+        StageConfig(2, 12, 12, pixels=((1, 1), (0, 1), (1, 0)), blocks=(1,) * 3),
+    ),
+    predictor=3,
+    tile=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def photo_png() -> Path:
+    """A small photograph, 160x120."""
+    return Path(__file__).parent / "data" / "photo.png"
+
+
+@pytest.fixture(scope="session")
+def photo(photo_png: Path) -> np.ndarray:
+    """Its pixels (120, 160, 3) uint8."""
+    return read_rgb(photo_png)
+
+
+@pytest.fixture(scope="session")
+def tiny_float(photo: np.ndarray) -> VDVAE:
+    """An untrained float model whose priors and posteriors differ from position to position."""
+    torch.manual_seed(0)
+    model = VDVAE(TINY).requires_grad_(False).eval()
+    for layer in model.layers:
+        if isinstance(layer, LatentLayer):
+            torch.nn.init.normal_(layer.prior.c4.weight, std=0.2)
+            torch.nn.init.normal_(layer.posterior.c4.weight, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_float: VDVAE, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exact twin of ``tiny_float`` as a released model, every latent alive."""
+    crops = random_crops([photo], 9, 64, (0,))
+    exact = quantise_model(tiny_float, list(crops[:8].split(4)))
+    for layer in exact.layers:
+        if isinstance(layer, LatentLayer):
+            layer.alive.fill_(True)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    write_config(folder / "config.toml", TINY, TrainConfig(steps=1))
+    save_released(folder, TINY, exact, crops[8].to(torch.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> Released:
+    return load_released(str(tiny_folder), "cpu")
