@@ -12,6 +12,7 @@ from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.released import Released, load_released, save_released
 from vdvae_codec.training.data import random_crops
 
+torch.set_num_threads(1)  # the networks here are too small for more
 COARSE = ((0, 0), (4, 4), (0, 4), (4, 0))
 TINY = ModelConfig(
     mixtures=2,
@@ -37,16 +38,20 @@ def photo(photo_png: Path) -> np.ndarray:
     return read_rgb(photo_png)
 
 
-@pytest.fixture(scope="session")
-def tiny_float(photo: np.ndarray) -> VDVAE:
-    """An untrained float model whose priors and posteriors differ from position to position."""
+def untrained(config: ModelConfig) -> VDVAE:
+    """A float model whose priors and posteriors differ from position to position, so that its latents are alive."""
     torch.manual_seed(0)
-    model = VDVAE(TINY).requires_grad_(False).eval()
+    model = VDVAE(config).requires_grad_(False).eval()
     for layer in model.layers:
         if isinstance(layer, LatentLayer):
             torch.nn.init.normal_(layer.prior.c4.weight, std=0.2)
             torch.nn.init.normal_(layer.posterior.c4.weight, std=0.2)
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_float() -> VDVAE:
+    return untrained(TINY)
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,18 @@ class Group:
     def __init__(self, inside: Tensor, channels: int):
         self.inside, self.channels = inside, channels
 
-    def positions(self, layer: PixelLayer) -> Tensor:
-        """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer."""
-        return layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
+        self.full = bool(inside.all())
+
+    def positions(self, layer: PixelLayer) -> Tensor | None:
+        """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer; None for all."""
+        return None if self.full else layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
+
+    def values(self, layer: PixelLayer, x: Tensor) -> np.ndarray:
+        """The coded sub-pixels (channels, N) of a layer, from the image x (B, 3, H, W)."""
+        planes = layer.plane(x)[:, : self.channels].transpose(0, 1).flatten(1)
+        inside = self.positions(layer)
+        values: np.ndarray = (planes if inside is None else planes[:, inside]).to(torch.int32).cpu().numpy()
+        return values
 
 
 class Coding:
@@ -87,9 +96,11 @@ def codec(d: ByteMixture) -> Codec:
     return byte_codec(ByteDistribution(d.coarse, d.fine))
 
 
-def scatter(x: Tensor, channel: int, inside: Tensor, values: np.ndarray) -> None:
-    """Writes values (N,) at the positions ``inside`` of one channel of x (B, C, h, w)."""
-    plane = x[:, channel].flatten().index_copy(0, inside, torch.from_numpy(values).to(x.device, torch.float32))
+def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
+    """Writes values (N,) at the positions ``inside`` (None: all) of one channel of x (B, C, h, w)."""
+    plane = torch.from_numpy(values).to(x.device, torch.float32)
+    if inside is not None:
+        plane = x[:, channel].flatten().index_copy(0, inside, plane)
     x[:, channel] = plane.view(x[:, channel].shape)
 
 
@@ -120,9 +131,7 @@ class Push(Coding):
         return self.z(layer, p, self.sender.latent(codec(self.latent_bytes(layer, p)), codec(q_bytes), point))
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
-        plane = layer.plane(x)[:, : self.group.channels].transpose(0, 1).flatten(1)  # (channels, B h w)
-        inside = self.group.positions(layer)
-        self.sender.observed(self.pixel_codec(layer, p), plane[:, inside].int().cpu().numpy())
+        self.sender.observed(self.pixel_codec(layer, p), self.group.values(layer, x))
 
 
 class Pop(Coding):
@@ -194,8 +203,7 @@ class ExactElbo(Coding):
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
         p, inside = quantise(p), self.group.positions(layer)
-        plane = layer.plane(x)
-        values = plane.transpose(0, 1).flatten(1)[:, inside].int().cpu().numpy()
+        plane, values = layer.plane(x), self.group.values(layer, x)
         self.pixel_bits.append(sum(
             float(pixel_distribution(self.tables, p, c, plane, inside).bits(values[c]).sum())
             for c in range(self.group.channels)

@@ -29,7 +29,7 @@ _FORMATS = {
 }  # fmt: skip
 _OPTIONS: dict[str, dict[str, int]] = {
     "PNG": {"compress_level": 6},
-    "WEBP": {"lossless": True, "quality": 100, "method": 4, "exact": True},
+    "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
 _WEBP_SIDE = 16383  # the largest side that WebP can hold
 _SMALL = 256 * 256  # pixels up to which PNG is tried beside WebP

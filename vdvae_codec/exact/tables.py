@@ -128,13 +128,16 @@ def quantise(p: PixelMixture) -> PixelMixture:
     )
 
 
-def pixel_distribution(tables: Tables, p: PixelMixture, channel: int, x: Tensor, inside: Tensor) -> ByteMixture:
+def pixel_distribution(
+    tables: Tables, p: PixelMixture, channel: int, x: Tensor, inside: Tensor | None
+) -> ByteMixture:
     """One channel's distributions at the positions ``inside``, given the earlier channels of x (B, 3, h, w).
 
-    ``p`` is quantised; inside: int64 (N,) indices into the flattened (B, h, w).
+    ``p`` is quantised; inside: int64 (N,) indices into the flattened (B, h, w), or None for all of them.
     """
     def select(t: Tensor) -> Tensor:  # (B, K, h, w) -> (K, N)
-        return t.transpose(0, 1).flatten(1).index_select(1, inside)
+        planes = t.transpose(0, 1).flatten(1)
+        return planes if inside is None else planes.index_select(1, inside)
 
     location = select(p.location(channel, x)) * STEPS
     logits = select(p.logits[:, :, channel])

@@ -148,7 +148,7 @@ class PixelLayer(Layer):
         else:
             base = torch.full((b, 3, height, width), 128.0, device=h.device)
         h = self.blocks(h)
-        mix, coupling = self.head(h).float().split([9 * self.mixtures, 3], 1)
+        mix, coupling = self.head(h).float().contiguous().split([9 * self.mixtures, 3], 1)
         logits, loc, log_sigma = mix.view(b, 3, self.mixtures, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
         visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base, coupling), state.x)
         return State(h, self.stride, state.x)
