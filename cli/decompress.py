@@ -29,7 +29,7 @@ def decompress(
 
     def work(path: Path) -> None:
         to_file = output is not None and output != STREAM and not output.is_dir()
-        wanted = output.suffix.lower() if to_file and output is not None else None
+        wanted = (output.suffix.lower() or None) if to_file and output is not None else None
         refuse_existing(output_path(path, output, wanted or ".png", len(inputs) > 1), force)
         from vdvae_codec import api
 

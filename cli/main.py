@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vdvae_codec import __version__
+from vdvae_codec.cli.common import tune_process
 from vdvae_codec.cli.compress import compress
 from vdvae_codec.cli.decompress import decompress
 from vdvae_codec.cli.export import export
@@ -23,6 +24,7 @@ def main() -> None:
     vdvae-codec compress photo.png      writes photo.vdz
     vdvae-codec decompress photo.vdz    writes photo.png
     """
+    tune_process()
 
 
 for command in (compress, decompress, info, train, export):

@@ -95,7 +95,7 @@ def pixels_of(file: Path | BytesIO, mode: str) -> np.ndarray:
 
 def save_plain(folder: Path, limit: int | None, out: Path) -> list[Path]:
     """The folder's images as PNG without metadata, grey or RGB; before them a tiny one."""
-    paths = []
+    paths: list[Path] = []
     for n, path in enumerate(itertools.islice(image_files(folder), limit), 1):
         with Image.open(path) as image:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
@@ -162,25 +162,32 @@ def run_ours(paths: list[Path], work: Path, device: str, bar: tqdm[Any]) -> tupl
     }
 
 
-def per_megapixel(rows: list[Row], key: str) -> float:
-    return sum(r[key] for r in rows) / sum(r["width"] * r["height"] / 1e6 for r in rows)
+def total(rows: list[Row], key: str) -> float:
+    return float(sum(row[key] for row in rows))
 
 
 def mean(rows: list[Row], key: str) -> float:
-    return sum(r[key] for r in rows) / len(rows)
+    return total(rows, key) / len(rows)
+
+
+def megapixels(rows: list[Row]) -> float:
+    return float(sum(row["width"] * row["height"] for row in rows)) / 1e6
+
+
+def per_megapixel(rows: list[Row], key: str) -> float:
+    return total(rows, key) / megapixels(rows)
 
 
 def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], setting: str) -> str:
     """The tables in Markdown."""
     ours = by_codec[OURS]
-    megapixels = sum(r["width"] * r["height"] for r in ours) / 1e6
     codecs = markdown(
         ["codec", "bytes", "bits per dim", "encode s/MPx", "decode s/MPx"],
-        ([codec, sum(r["bytes"] for r in rows), f"{mean(rows, 'bpd'):.4f}",
+        ([codec, f"{total(rows, 'bytes'):.0f}", f"{mean(rows, 'bpd'):.4f}",
           f"{per_megapixel(rows, 'encode_seconds'):.2f}", f"{per_megapixel(rows, 'decode_seconds'):.2f}"]
          for codec, rows in by_codec.items()),
     )
-    shares = (100 * sum(r[key] for r in ours) / sum(r["bytes"] for r in ours) for key in ("initial_bytes", "header_bytes"))
+    shares = (100 * total(ours, key) / total(ours, "bytes") for key in ("initial_bytes", "header_bytes"))
     rates = markdown(
         [OURS, "exact ELBO", "net", "file", "initial bits", "header", "encode with verification"],
         [["bits per dim", *(f"{mean(ours, key):.4f}" for key in ("elbo_bpd", "net_bpd", "file_bpd")),
@@ -192,8 +199,9 @@ def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], settin
         ([f"`{OURS} {name}`", f"{p.seconds:.1f}", f"{p.peak_bytes / 2**20:.0f}"] for name, p in processes.items()),
     )
     return (
-        f"{setting}\n\n{len(ours)} images, {megapixels:.2f} megapixels, all pixels compared. Bits per dim: the mean of "
-        f"each image's own.\nSeconds per megapixel: all seconds by all megapixels.\n\n{codecs}\n{rates}\n{whole}"
+        f"{setting}\n\n{len(ours)} images, {megapixels(ours):.2f} megapixels, all pixels compared.\n"
+        "Bits per dim: the mean of each image's own. Seconds per megapixel: all seconds by all megapixels.\n\n"
+        f"{codecs}\n{rates}\n{whole}"
     )
 
 

@@ -42,6 +42,7 @@ def untrained(config: ModelConfig) -> VDVAE:
     """A float model whose priors and posteriors differ from position to position, so that its latents are alive."""
     torch.manual_seed(0)
     model = VDVAE(config).requires_grad_(False).eval()
+    torch.nn.init.normal_(model.bias)
     for layer in model.layers:
         if isinstance(layer, LatentLayer):
             torch.nn.init.normal_(layer.prior.c4.weight, std=0.2)

@@ -252,7 +252,7 @@ def test_lossy_or_unknown_suffix(suffix: str) -> None:
 
 
 def test_write_image_refuses_other_arrays() -> None:
-    for pixels in (RGB[..., 0], RGB.astype(np.int16), np.dstack([RGB, GREY])):
+    for pixels in (RGB[..., 0], RGB.astype(np.int16), np.dstack([GREY, GREY])):
         with pytest.raises(ImageError, match="expected"):
             write_image(pixels, {}, ".png")
     with pytest.raises(ImageError, match="cannot write the image as WEBP"):

@@ -30,6 +30,7 @@ from vdvae_codec.released import Released, load_released
 
 DEFAULT_MODEL = "photo"
 GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
+MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
 TRY_FILE_WITHIN = 1.1  # a quick classical coding this close to ours makes the thorough one worth its time
 SMALL_PIXELS = 2**16  # images up to this size are always tried
 Box = tuple[int, int, int, int]
@@ -104,8 +105,15 @@ def encode_pixels(pixels: np.ndarray, released: Released) -> tuple[bytes, tuple[
 
 
 def decode_pixels(container: Container, released: Released) -> np.ndarray:
-    """Pixels (H, W, 1 or 3) uint8; raises FormatError if the payload does not end where it should."""
-    pixels = np.empty((container.height, container.width, container.channels), np.uint8)
+    """Pixels (H, W, 1 or 3) uint8; raises FormatError if the model cannot have written this container."""
+    if any(side % released.config.max_stride or side > released.config.tile for side in container.tile):
+        raise FormatError(f"header: model {released.name!r} has no tiles of {container.tile[0]}x{container.tile[1]}")
+    if max(container.groups) * container.tile[0] * container.tile[1] > MAX_GROUP_PIXELS:
+        raise FormatError(f"header: a group of {max(container.groups)} tiles is larger than any that is written")
+    try:
+        pixels = np.empty((container.height, container.width, container.channels), np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise FormatError(f"header: impossible size {container.width}x{container.height}") from error
     boxes = tile_boxes(container.height, container.width, container.tile)
     stack = Stack(np.frombuffer(container.payload, "<u4"))
     channels = [1, 0, 2][: container.channels] if container.channels == 3 else [0]
@@ -149,7 +157,7 @@ def compress(
     sizes = container.sizes()
     return out, Report(
         kind=container.kind.name.lower(), model=container.model, width=picture.width,
-        height=picture.height, channels=original_pixels(picture)[0, 0].size, input_format=picture.format,
+        height=picture.height, channels=original_pixels(picture).shape[2], input_format=picture.format,
         input_bytes=len(data), output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
         payload_bytes=sizes["payload"], initial_bits=initial_bits, groups=container.groups,
     )
@@ -157,7 +165,13 @@ def compress(
 
 def original_pixels(picture: Picture) -> np.ndarray:
     """What a .vdz of this picture must decode to."""
-    return decode_file(picture.data) if picture.pixels is None else picture.pixels
+    return file_pixels(picture.data) if picture.pixels is None else picture.pixels
+
+
+def file_pixels(data: bytes) -> np.ndarray:
+    """Pixels (H, W, C) of an image file in its own mode; raises ImageError."""
+    pixels = decode_file(data)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def model_container(picture: Picture, pixels: np.ndarray, released: Released) -> tuple[Container, float]:
@@ -198,12 +212,12 @@ def file_may_win(picture: Picture, payload_bytes: int) -> bool:
 
 
 def decode(container: Container, model: str | None = None, device: str = "auto") -> np.ndarray:
-    """The pixels of a .vdz: (H, W, 1 or 3) uint8, checked against their CRC, or a stored file's own array.
+    """The pixels of a .vdz: (H, W, 1 or 3) uint8, checked against their CRC, or a stored file's own (H, W, C).
 
     ``model`` is tried where the model that the file names is not a shipped one. Raises FormatError or ModelError.
     """
     if container.kind == Kind.FILE:  # guarded by the payload's CRC; other decoders' pixels are theirs to promise
-        return decode_file(container.payload)
+        return file_pixels(container.payload)
     pixels = decode_pixels(container, model_of(container, model, device))
     if zlib.crc32(pixels.tobytes()) != container.pixels_crc:
         raise FormatError("the decoded pixels do not match their checksum")
@@ -243,7 +257,7 @@ def decompress(
     pixels = decode(container, model, device)
     if container.kind == Kind.FILE and not metadata:
         metadata = read_picture(container.payload, "payload").metadata
-    return write_image(pixels if pixels.ndim == 3 else pixels[..., None], metadata, suffix or ".png"), suffix or ".png"
+    return write_image(pixels, metadata, suffix or ".png"), suffix or ".png"
 
 
 def info(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -47,19 +46,25 @@ class ModelConfig:
         strides = [stage.stride for stage in self.stages]
         if not strides:
             raise ConfigError("a model needs at least one stage")
-        for coarse, fine in itertools.pairwise(strides):
-            if coarse % fine:
-                raise ConfigError(f"stage strides must divide their predecessors: {strides}")
+        if any(s < 1 or s & (s - 1) for s in strides) or strides != sorted(strides, reverse=True):
+            raise ConfigError(f"stage strides must be powers of two, from coarse to fine: {strides}")
         for stage in self.stages:
             if len(stage.pixels) != len(stage.blocks):
-                raise ConfigError(f"stride {stage.stride}: {len(stage.pixels)} pixel layers, {len(stage.blocks)} block counts")
+                counts = f"{len(stage.pixels)} pixel layers, {len(stage.blocks)} block counts"
+                raise ConfigError(f"stride {stage.stride}: {counts}")
             if any(not 0 <= d < stage.stride for offset in stage.pixels for d in offset):
                 raise ConfigError(f"stride {stage.stride}: a pixel offset lies outside the grid step")
-        if self.tile % self.max_stride:
+        if self.tile < 1 or self.tile % self.max_stride:
             raise ConfigError(f"tile {self.tile} is no multiple of the largest stride {self.max_stride}")
-        covered = sum((self.max_stride // s.stride) ** 2 * len(s.pixels) for s in self.stages)
-        if covered != self.max_stride**2:
-            raise ConfigError(f"the pixel layers hold {covered} of the {self.max_stride**2} pixels of a grid cell")
+        cell = self.max_stride
+        held = [
+            (y, x) for s in self.stages for dy, dx in s.pixels
+            for y in range(dy, cell, s.stride) for x in range(dx, cell, s.stride)
+        ]
+        if len(held) != len(set(held)):
+            raise ConfigError("two pixel layers hold the same pixels")
+        if len(held) != cell**2:
+            raise ConfigError(f"the pixel layers hold {len(held)} of the {cell**2} pixels of a grid cell")
 
     @property
     def max_stride(self) -> int:

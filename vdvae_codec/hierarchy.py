@@ -165,7 +165,7 @@ def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Sta
     """
     visit = Push(model, tables, group, x, stack, direct)
     model.walk(x, visit)
-    if not direct and stack.bits < MIN_BITS:
+    if visit.sender.borrows and stack.bits < MIN_BITS:
         visit.sender.give_back()
         return None
     visit.sender.finish()

@@ -1,8 +1,8 @@
 """An exact model as a folder: config.toml, weights.safetensors, card.md; written by export, checked when loaded.
 
-Weights are part of the file format. A model is identified by a digest of its integers and architecture; a
-.vdz holds its name (the folder's) and its digest. Every model carries a known answer: loading runs it, and where the arithmetic of this device gives
-anything else, the model is refused instead of writing files that no one can read.
+Weights are part of the file format. A model is identified by a digest of its integers and architecture; a .vdz holds
+its name (the folder's) and its digest. Every model carries a known answer: loading runs it, and where the arithmetic of
+this device gives anything else, the model is refused instead of writing files that no one can read.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def find_folder(name: str, file: str) -> Path:
         if (folder / file).is_file():
             return folder
     names = sorted(p.parent.name for p in shipped.glob(f"*/{file}"))
-    raise ModelError(f"model {name!r} is neither a shipped model ({', '.join(names) or 'none'}) nor a folder with {file}")
+    shown = ", ".join(names) or "none"
+    raise ModelError(f"model {name!r} is neither a shipped model ({shown}) nor a folder with {file}")
 
 
 def find_config(name: str) -> Path:

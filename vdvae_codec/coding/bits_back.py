@@ -36,6 +36,11 @@ class Sender:
     def observed(self, codec: Codec, x: np.ndarray) -> None:
         self._trace.append((codec, x))
 
+    @property
+    def borrows(self) -> bool:
+        """Whether any latent was popped from the stack."""
+        return bool(self._borrowed)
+
     def give_back(self) -> None:
         """Undoes the group: the stack is as it was before, even if it had run dry."""
         self._trace.clear()

@@ -33,7 +33,7 @@ class Stack:
     def push(self, symbols: np.ndarray, frequencies: np.ndarray) -> None:
         """Pushes symbols (N,) in 0..15 in reverse order, each under its row of ``frequencies`` (N, 16) float32.
 
-        Frequencies are positive and need not be normalised; the smallest must exceed 2^-20 of their sum.
+        Frequencies are positive and need not be normalised; the smallest must exceed 2^-23 of their sum.
         """
         if len(symbols):
             self._coder.encode_reverse(np.ascontiguousarray(symbols, np.int32), self._model, frequencies)

@@ -1,7 +1,7 @@
 """Building blocks of the networks: convolution, activation, residual bottleneck, resampling.
 
-Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin is in ``vdvae_codec.exact``; the
-rest is element-wise IEEE arithmetic in a fixed order, or copying, the same on every machine.
+Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin is in ``vdvae_codec.exact``.
+The rest is element-wise IEEE arithmetic in a fixed order, or copying: the same on every machine.
 """
 
 from __future__ import annotations

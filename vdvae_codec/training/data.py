@@ -65,4 +65,4 @@ def random_crops(images: list[np.ndarray], count: int, side: int, key: tuple[int
             crop = np.rot90(crop, int(rng.integers(4)))
             crop = crop[:, ::-1] if rng.integers(2) else crop
         crops[n] = crop
-    return torch.from_numpy(crops[..., [1, 0, 2]].copy()).permute(0, 3, 1, 2).float()
+    return torch.from_numpy(crops[..., [1, 0, 2]].copy()).permute(0, 3, 1, 2).float().contiguous()

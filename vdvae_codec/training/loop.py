@@ -89,7 +89,7 @@ class Trainer:
     def __init__(self, config: ModelConfig, recipe: TrainConfig, device: torch.device):
         torch.manual_seed(recipe.seed)
         self.config, self.recipe, self.device = config, recipe, device
-        self.model = VDVAE(config).to(device)
+        self.model = VDVAE(config).to(device).to(memory_format=torch.channels_last)
         self.ema = Ema(self.model, recipe.ema)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
@@ -151,6 +151,8 @@ class Trainer:
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, n, name = key.split(".")
+                if value.ndim == 4:  # the fused optimizer wants its state laid out as the weights are
+                    value = value.contiguous(memory_format=torch.channels_last)
                 state.setdefault(int(n), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -167,6 +169,10 @@ def train(
     Writes into ``run``: checkpoints, ``log.jsonl``, ``loss.png`` and ``samples-STEP.png`` at each validation. Raises
     TrainingError if ``run`` already holds a training and ``resume`` is false, or holds none and it is true.
     """
+    if recipe.steps < 1:
+        raise TrainingError(f"steps: expected at least 1, got {recipe.steps}")
+    if recipe.crop % config.max_stride:
+        raise TrainingError(f"crop {recipe.crop} is no multiple of the model's largest stride {config.max_stride}")
     trainer = Trainer(config, recipe, device)
     last = latest_checkpoint(run)
     if last is not None and not resume:
@@ -200,7 +206,7 @@ def train(
     with stop_on_signal() as stopped, tqdm(total=recipe.steps, initial=trainer.step, unit="step", disable=None) as bar:
         while trainer.step < recipe.steps:
             batch = random_crops(images, recipe.batch, recipe.crop, (recipe.seed, 0, trainer.step))
-            loss, norm = trainer.update(batch.to(device).contiguous(memory_format=torch.channels_last))
+            loss, norm = trainer.update(batch.to(device))
             losses.append(loss)
             trainer.seconds = done_before + time.monotonic() - begun
             bar.update()
