@@ -89,7 +89,8 @@ class Trainer:
     def __init__(self, config: ModelConfig, recipe: TrainConfig, device: torch.device):
         torch.manual_seed(recipe.seed)
         self.config, self.recipe, self.device = config, recipe, device
-        self.model = VDVAE(config).to(device).to(memory_format=torch.channels_last)
+        self.model = VDVAE(config).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Ema(self.model, recipe.ema)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
