@@ -129,13 +129,6 @@ def test_latents_whose_posterior_is_the_prior_cost_nothing(idle_model: Released,
     assert 8 * len(container.payload) - initial_bits == pytest.approx(sum(terms.pixel_bits), rel=3e-3)
 
 
-def test_a_first_tile_that_pays_too_little_is_joined_by_others(idle_model: Released) -> None:
-    """Zeros at the bottom of a stack are free, and a sampled latent borrows more than one at the mode has paid."""
-    container, initial_bits = code(idle_model, np.zeros((64, 100, 1), np.uint8))
-    assert container.groups[0] == 2
-    assert initial_bits == pytest.approx(2 * LATENTS * BITS_AT_MODE, rel=0.05)
-
-
 @pytest.mark.parametrize("level", [0, 128, 255])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_flat_images(tiny_model: Released, level: int, channels: int) -> None:
@@ -234,7 +227,7 @@ def test_other_payloads_with_good_checksums(vdz: Container, tiny_folder: Path) -
         ({"tile": (32, 24)}, "left over|checksum"),
         ({"tile": (20, 24), "groups": (6,)}, "no tiles of 20x24"),
         ({"tile": (64, 64), "groups": (2,)}, "no tiles of 64x64"),
-        ({"tile": (32, 32), "width": 2**32 - 1, "height": 2**32 - 1, "groups": (2**54,)}, "impossible size"),
+        ({"tile": (32, 32), "width": 2**32 - 1, "height": 2**32 - 1, "groups": (2**54,)}, "larger than any"),
     ],
 )
 def test_other_headers_with_good_checksums(

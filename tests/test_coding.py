@@ -5,12 +5,12 @@ import pytest
 from laws import check_codec, gaussian, logistics, normal_bits, random_stack
 
 from vdvae_codec.coding.bits_back import Receiver, Sender
-from vdvae_codec.coding.codec import Codec, chain
+from vdvae_codec.coding.codec import Codec, chain, halves_codec, window_codec
 from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.errors import FormatError
-from vdvae_codec.exact.tables import ByteMixture
-from vdvae_codec.hierarchy import codec, draw
+from vdvae_codec.exact.tables import ByteHalves, ByteMixture
+from vdvae_codec.hierarchy import draw
 
 N = 4000
 
@@ -85,28 +85,42 @@ def test_stack_refuses_words_that_it_cannot_write() -> None:
         Stack(np.array([1, 0], np.uint32))
 
 
-def check_bytes(d: ByteMixture) -> None:
-    likely, any_byte = draw(d, np.random.default_rng(0)), symbols(N, 256)
-    assert check_codec(codec(d), likely) == pytest.approx(d.bits(likely).sum(), rel=1e-3, abs=1)
-    assert check_codec(codec(d), any_byte) == pytest.approx(d.bits(any_byte).sum(), rel=5e-3)
+def check_bytes(codec: Codec, d: ByteHalves | ByteMixture, likely: np.ndarray) -> None:
+    any_byte = symbols(N, 256)
+    assert check_codec(codec, likely) == pytest.approx(d.bits(likely).sum(), rel=1e-3, abs=1)
+    assert check_codec(codec, any_byte) == pytest.approx(d.bits(any_byte).sum(), rel=5e-3)
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, 10])
 def test_logistic_bytes(components: int) -> None:
-    check_bytes(logistics(N, components))
+    d = logistics(N, components)
+    likely = draw(d.halves(), np.random.default_rng(0))
+    check_bytes(halves_codec(d.halves()), d.halves(), likely)
+    check_bytes(window_codec(d), d, likely)
+    assert d.bits(likely).sum() == pytest.approx(d.halves().bits(likely).sum(), rel=2e-3)
+
+
+@pytest.mark.parametrize("words", [0, 3, 8000])
+def test_pushing_undoes_popping_of_any_bits(words: int) -> None:
+    stack = random_stack(words)
+    before = stack.words()
+    codec = halves_codec(logistics(N, 2).halves())
+    codec.push(stack, codec.pop(stack))
+    assert np.array_equal(stack.words(), before)
 
 
 @pytest.mark.parametrize("log_sigma", [-3.0, 0.0, 2.0, 5.0])
 def test_gaussian_bytes(log_sigma: float) -> None:
-    check_bytes(gaussian(np.linspace(-100, 400, N), log_sigma))
-    assert check_codec(codec(gaussian(np.zeros(0), 0)), symbols(0)) == 0
+    d = gaussian(np.linspace(-100, 400, N), log_sigma)
+    check_bytes(halves_codec(d), d, draw(d, np.random.default_rng(0)))
+    assert check_codec(halves_codec(gaussian(np.zeros(0), 0)), symbols(0)) == 0
 
 
 def test_chain_of_dependent_codecs() -> None:
     def link(n: int) -> Callable[[list[np.ndarray]], Codec]:
         def given(rows: list[np.ndarray]) -> Codec:
             assert len(rows) == n
-            return codec(gaussian(sum(rows, np.full(N, 128)) / (n + 1), 2.0))
+            return halves_codec(gaussian(sum(rows, np.full(N, 128)) / (n + 1), 2.0))
 
         return given
 
@@ -126,7 +140,7 @@ class Toy:
         self.direct = direct
 
     def prior(self, mean: np.ndarray) -> Codec:
-        return codec(gaussian(mean, self.LOG_S))
+        return halves_codec(gaussian(mean, self.LOG_S))
 
     def q1(self, x: np.ndarray) -> ByteMixture:
         return gaussian(128 + (x - 128) / 3, self.LOG_S + 0.5 * np.log(2 / 3))
@@ -136,10 +150,9 @@ class Toy:
 
     def pop_latents(self, stack: Stack, x: np.ndarray) -> Sender:
         sender = Sender(stack, self.direct)
-        z1 = sender.latent(
-            self.prior(np.full(N, 128.0)), codec(self.q1(x)), lambda: (128 + (x - 128) / 3).round().astype(np.int32)
-        )
-        z2 = sender.latent(self.prior(z1), codec(self.q2(z1, x)), lambda: (z1 + x) // 2)
+        prior, mean = self.prior(np.full(N, 128.0)), 128 + (x - 128) / 3
+        z1 = sender.latent(prior, halves_codec(self.q1(x)), lambda: mean.round().astype(np.int32))
+        z2 = sender.latent(self.prior(z1), halves_codec(self.q2(z1, x)), lambda: (z1 + x) // 2)
         sender.observed(self.prior(z2), x)
         return sender
 
@@ -148,8 +161,8 @@ class Toy:
 
     def pop(self, stack: Stack) -> np.ndarray:
         receiver = Receiver(stack, self.direct)
-        z1 = receiver.latent(self.prior(np.full(N, 128.0)), lambda: codec(self.q1(x)))
-        z2 = receiver.latent(self.prior(z1), lambda: codec(self.q2(z1, x)))
+        z1 = receiver.latent(self.prior(np.full(N, 128.0)), lambda: halves_codec(self.q1(x)))
+        z2 = receiver.latent(self.prior(z1), lambda: halves_codec(self.q2(z1, x)))
         x = receiver.observed(self.prior(z2))
         receiver.finish()
         return x
@@ -197,7 +210,7 @@ def test_latents_whose_posterior_is_the_prior_cost_nothing() -> None:
     sender = Sender(stack, direct=False)
     z = np.full(N, 128)
     for _ in range(2):
-        z = sender.latent(codec(gaussian(z, 3.0)), codec(gaussian(z, 3.0)), lambda: symbols(N))
+        z = sender.latent(halves_codec(gaussian(z, 3.0)), halves_codec(gaussian(z, 3.0)), lambda: symbols(N))
     assert len(stack.words()) < len(before) - N / 4  # bits were borrowed
     sender.finish()
     assert np.array_equal(stack.words(), before)

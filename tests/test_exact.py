@@ -22,10 +22,11 @@ from vdvae_codec.errors import ConfigError, ExactnessError, ModelError
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 from vdvae_codec.exact.quantise import prepare, quantise_conv, quantise_model
 from vdvae_codec.exact.tables import (
-    FLOOR,
     ONE,
     STEPS,
     WEIGHT_ONE,
+    WINDOW,
+    ByteHalves,
     ByteMixture,
     latent_distribution,
     make_tables,
@@ -43,23 +44,30 @@ from vdvae_codec.training.data import random_crops
 HIGH = np.arange(16)
 
 
+def check_halves(d: ByteHalves) -> None:
+    for f in (d.coarse(), *(d.fine(np.full(len(d.low), h)) for h in range(16))):
+        assert f.shape == (len(d.low), 16) and f.dtype == np.float32
+        assert np.all(f / f.sum(1, keepdims=True) > 2**-23)  # the coder resolves 2^-24
+
+
+def probabilities(d: ByteHalves | ByteMixture, count: int) -> np.ndarray:
+    """Sum over the 256 values, of each of the N distributions."""
+    total: np.ndarray = sum(2.0 ** -d.bits(np.full(count, x, np.int32)) for x in range(256))
+    return total
+
+
 def check_frequencies(d: ByteMixture) -> None:
-    """All 256 values of each of the N distributions: positive, and the fine ones make up the coarse ones."""
-    coarse = d.coarse()
-    fine = np.stack([d.fine(np.full(len(coarse), h)) for h in HIGH], 1)  # (N, 16 high, 16 low)
-    assert coarse.shape == (*fine.shape[:1], 16) and coarse.dtype == np.float32
-    weight = d.weight.sum(0).numpy()[:, None]
-    floors = weight * FLOOR * np.array([16, 1]) // WEIGHT_ONE  # of a high half and of a value
-    assert np.all(coarse >= floors[:, :1]) and np.all(fine >= floors[:, 1:, None]) and np.all(floors > 0)
-    total = ONE * weight
-    above = coarse.astype(np.float64) - floors[:, :1]
-    rounding = total * 2.0**-24 if d.weight.sum() > WEIGHT_ONE * len(coarse) else 0  # float32 holds up to 2^24 exactly
-    assert np.all(np.abs(above.sum(1, keepdims=True) - total) <= 16 * rounding)
-    assert np.all(np.abs(fine.astype(np.float64).sum(2) - 16 * floors[:, 1:] - above) <= 16 * rounding)
-    assert np.all(coarse / coarse.sum(1, keepdims=True) > 2**-19)
-    assert np.all(fine / fine.sum(2, keepdims=True) > 2**-23)  # the coder resolves 2^-24
-    p = 2.0 ** -np.stack([d.bits(np.full(len(coarse), x)) for x in range(256)])
-    assert np.abs(p.sum(0) - 1).max() < 1e-6
+    """Every frequency is positive, and the probabilities of the 256 values add up to one, with windows and without."""
+    inside, start = d.inside(), d.start()
+    assert start.min() >= 0 and start.max() <= 256 - WINDOW
+    assert inside.shape == (len(start), 16) and np.all(inside / inside.sum(1, keepdims=True) > 2**-23)
+    check_halves(d.halves())
+    for above in (False, True):
+        check_halves(d.outside(np.arange(len(start)), np.full(len(start), above)))
+    assert np.abs(probabilities(d.halves(), len(start)) - 1).max() < 1e-6
+    # What is left out is the least share that half bytes which cannot occur are given beside a window.
+    total = probabilities(d, len(start))
+    assert total.max() < 1 + 1e-6 and total.min() > 1 - 1e-2 and total.mean() > 1 - 1e-3
 
 
 @pytest.mark.parametrize("table", ["logistic", "gaussian"])
@@ -125,8 +133,8 @@ def test_only_positions_inside_are_coded() -> None:
     p = quantise(moderate_mixture(2))
     x = p.sample()
     inside = torch.tensor([3, 100, 1599])
-    every = pixel_distribution(TABLES, p, 2, x, torch.arange(1600)).coarse()
-    assert np.array_equal(pixel_distribution(TABLES, p, 2, x, inside).coarse(), every[inside])
+    every = pixel_distribution(TABLES, p, 2, x, None).inside()
+    assert np.array_equal(pixel_distribution(TABLES, p, 2, x, inside).inside(), every[inside])
 
 
 def test_integer_latents_cost_what_training_thinks() -> None:
@@ -148,7 +156,7 @@ def test_extreme_parameters_still_code(extreme: float) -> None:
         check_frequencies(pixel_distribution(TABLES, quantise(p), c, x, torch.arange(16)))
     z = Gaussian(torch.full((1, 2, 2, 2), extreme), torch.full((1, 2, 2, 2), extreme))
     for exponent in (-3, 0, 9):
-        check_frequencies(latent_distribution(TABLES, z, exponent, torch.arange(2)))
+        check_halves(latent_distribution(TABLES, z, exponent, torch.arange(2)))
 
 
 def test_locations_are_exact() -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.coding.bits_back import Receiver, Sender
-from vdvae_codec.coding.codec import ByteDistribution, Codec, byte_codec, chain
+from vdvae_codec.coding.codec import Codec, chain, halves_codec, window_codec
 from vdvae_codec.coding.schedule import MIN_BITS
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.distributions import Gaussian, PixelMixture
-from vdvae_codec.exact.tables import ByteMixture, Tables, latent_distribution, pixel_distribution, quantise
+from vdvae_codec.exact.tables import ByteHalves, Tables, latent_distribution, pixel_distribution, quantise
 from vdvae_codec.model.layers import Acts, LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 
@@ -62,7 +62,7 @@ class Coding:
             self._acts = self.model.encoder(x)
         return self._acts
 
-    def latent_bytes(self, layer: LatentLayer, p: Gaussian) -> ByteMixture:
+    def latent_bytes(self, layer: LatentLayer, p: Gaussian) -> ByteHalves:
         """Distributions of the indices k + 128 of a layer's live latents, z = k 2^-grid_exponent."""
         alive = layer.alive.nonzero()[:, 0]
         return latent_distribution(self.tables, p, int(layer.grid_exponent), alive)
@@ -85,15 +85,11 @@ class Coding:
                 x = torch.full_like(p.base, FILL)  # (B, 3, h, w)
                 for n, row in enumerate(rows):
                     scatter(x, n, inside, row)
-                return codec(pixel_distribution(self.tables, p, c, x, inside))
+                return window_codec(pixel_distribution(self.tables, p, c, x, inside))
 
             return given
 
         return chain([channel(c) for c in range(self.group.channels)])
-
-
-def codec(d: ByteMixture) -> Codec:
-    return byte_codec(ByteDistribution(d.coarse, d.fine))
 
 
 def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
@@ -128,7 +124,8 @@ class Push(Coding):
             self.initial_bits += float(q_bytes.bits(index).sum())
             return index
 
-        return self.z(layer, p, self.sender.latent(codec(self.latent_bytes(layer, p)), codec(q_bytes), point))
+        prior = halves_codec(self.latent_bytes(layer, p))
+        return self.z(layer, p, self.sender.latent(prior, halves_codec(q_bytes), point))
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
         self.sender.observed(self.pixel_codec(layer, p), self.group.values(layer, x))
@@ -146,9 +143,9 @@ class Pop(Coding):
             return self.z(layer, p, np.zeros(0, np.int32))
 
         def later() -> Codec:  # called when x is known
-            return codec(self.latent_bytes(layer, posterior(self.acts(self.x))))
+            return halves_codec(self.latent_bytes(layer, posterior(self.acts(self.x))))
 
-        return self.z(layer, p, self.receiver.latent(codec(self.latent_bytes(layer, p)), later))
+        return self.z(layer, p, self.receiver.latent(halves_codec(self.latent_bytes(layer, p)), later))
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
         rows = self.receiver.observed(self.pixel_codec(layer, p))
@@ -210,15 +207,10 @@ class ExactElbo(Coding):
         ))
 
 
-def draw(d: ByteMixture, rng: np.random.Generator) -> np.ndarray:
-    """One sample (N,) of each distribution."""
-    def row(frequencies: np.ndarray) -> np.ndarray:
-        cumulative = frequencies.cumsum(1, dtype=np.float64)
-        below = cumulative < rng.random((len(cumulative), 1)) * cumulative[:, -1:]
-        return np.asarray(below.sum(1), np.int32)
-
-    high = row(d.coarse())
-    return np.asarray(high * 16 + row(d.fine(high)), np.int32)
+def draw(d: ByteHalves, rng: np.random.Generator) -> np.ndarray:
+    """One sample (N,) int32 of each distribution: what popping random bits gives."""
+    words = rng.integers(1, 2**32, 64 + len(d.low), np.uint32)
+    return halves_codec(d).pop(Stack(words))
 
 
 @torch.inference_mode()

@@ -6,7 +6,9 @@ part of a model, so that no machine has to compute a transcendental function aga
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ WEIGHT_ONE = 1 << 10  # weight of the heaviest component
 LOGIT_STEPS = 16
 FAR = 2.0**30  # an edge beyond every table
 FURTHEST = 2**13 - 1  # of locations, in 1/16 of a step
+WINDOW = 14  # values that a window holds
 CHUNK = 8192  # symbols at a time: their tables stay in a core's cache
 FLOOR = 16  # every value of 0..255 gets at least 2^-22 of the total, 2^-14 in all
 
@@ -61,7 +64,7 @@ def eleven_bits(value: float) -> float:
 
 @dataclass
 class ByteMixture:
-    """Mixtures over the symbols 0..255, N of them, K components each.
+    """Mixtures over the symbols 0..255, N of them, K components each: a ``coding.codec.Windows``.
 
     table: int32 cdf table; location: float32 (K, N) integers in 1/16 of a step; inverse_scale: float32 (K, N);
     weight: int32 (K, N).
@@ -72,49 +75,127 @@ class ByteMixture:
     inverse_scale: Tensor
     weight: Tensor
 
-    def frequencies(self, first: Tensor, width: int) -> np.ndarray:
-        """Frequencies (N, 16) float32 of 16 bins of ``width`` values from ``first`` (N,) int32 on.
+    @functools.cached_property
+    def _start(self) -> Tensor:
+        """(N,) int32: windows start six values below the mean of the locations."""
+        total = self.weight.sum(0, dtype=torch.int32) * STEPS
+        mean = (self.location.to(torch.int32) * self.weight).sum(0, dtype=torch.int32)
+        return (torch.div(mean, total, rounding_mode="floor") - WINDOW // 2 + 1).clamp(0, 256 - WINDOW)
 
-        The cumulative frequency below a value v is that below the edge v - 1/2; the end bins are open. Every value gets
-        at least FLOOR / 2^10 of the components' weight, so that no frequency is zero.
+    def start(self) -> np.ndarray:
+        start: np.ndarray = self._start.cpu().numpy()
+        return start
+
+    def inside(self) -> np.ndarray:
+        first, last = self._start, 256 - WINDOW - self._start
+        offsets = edge(torch.arange(-1, 16, device=first.device, dtype=torch.int32))[:, None]
+
+        def edges(part: slice) -> Tensor:
+            position = offsets + (first[part] * STEPS)
+            position[0], position[16] = -FAR, FAR
+            position[1].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
+            position[15].masked_fill_(last[part] == 0, FAR)
+            return position
+
+        return self.frequencies(edges, 1, (first, last))
+
+    def outside(self, rows: np.ndarray, above: np.ndarray) -> ByteHalves:
+        index = torch.from_numpy(rows).to(self.weight.device)
+        high = torch.from_numpy(above).to(index.device)
+        start = self._start[index]
+        chosen = (t.index_select(1, index) for t in (self.location, self.inverse_scale, self.weight))
+        low, top = torch.where(high, edge(start + WINDOW), -FAR), torch.where(high, FAR, edge(start))
+        return ByteHalves(ByteMixture(self.table, *chosen), low, top)
+
+    def halves(self) -> ByteHalves:
+        """The same distributions without windows."""
+        far = torch.full_like(self.location[0], FAR)
+        return ByteHalves(self, -far, far)
+
+    def frequencies(
+        self, edges: Callable[[slice], Tensor], width: int, ends: tuple[Tensor, Tensor] | None = None
+    ) -> np.ndarray:
+        """Frequencies (N, 16) float32 of 16 bins between 17 edges: a slice of n -> (17, n) float32, in 1/16 of a step.
+
+        Every value gets at least FLOOR / 2^10 of the components' weight, and no frequency is zero: a bin is ``width``
+        values wide, the first and the last as ``ends`` (N,) says.
         """
-        reach = len(self.table) // 2
-        count = len(first)
-        out = torch.empty(count, 16, device=first.device)
-        offsets = torch.arange(0, 17 * width * STEPS, width * STEPS, device=first.device)[:, None].float()
-        chunk = CHUNK if first.device.type == "cpu" else max(1, count)
+        reach, count = len(self.table) // 2, self.weight.shape[1]
+        out = torch.empty(count, 16, device=self.weight.device)
+        chunk = CHUNK if out.device.type == "cpu" else max(1, count)
         for begin in range(0, count, chunk):
             part = slice(begin, begin + chunk)
-            start = first[part]
-            position = offsets + (start * STEPS - STEPS // 2)  # (17, n) edges, in 1/16 of a step
-            position[0].masked_fill_(start == 0, -FAR)
-            position[16].masked_fill_(start == 256 - 16 * width, FAR)
-            cdf = torch.zeros(position.shape, dtype=torch.int32, device=first.device)
+            position = edges(part)
+            cdf = torch.zeros(position.shape, dtype=torch.int32, device=out.device)
             for location, inverse_scale, weight in zip(self.location, self.inverse_scale, self.weight):
-                # Both products are exact (13 bits times 11), so that it does not matter whether the addition is fused.
+                # Both products are exact (13 bits times 11), so that it does not matter whether additions are fused.
                 centre = (reach + 0.5) - location[part] * inverse_scale[part]
                 index = torch.addcmul(centre, position, inverse_scale[part]).clamp_(0, 2 * reach).to(torch.int32)
-                cdf.addcmul_(self.table.index_select(0, index.flatten()).view(index.shape), weight[part])
-            floor = self.weight[:, part].sum(0, dtype=torch.int32) * (width * FLOOR) // WEIGHT_ONE
-            out[part] = (cdf[1:] - cdf[:-1]).add_(floor).t()
+                cdf.addcmul_(gather(self.table, index), weight[part])
+            bins = cdf[1:] - cdf[:-1]
+            floor = self.weight[:, part].sum(0, dtype=torch.int32) * FLOOR // WEIGHT_ONE
+            bins += floor * width
+            if ends is not None:
+                for n, end in zip((0, -1), ends):
+                    bins[n] += floor * (end[part] - width).clamp(min=0)
+            out[part] = bins.t()
         result: np.ndarray = out.cpu().numpy()
         return result
 
+    def bits(self, x: np.ndarray) -> np.ndarray:
+        """-log2 of the probability that the coder uses for x (N,): float64 (N,)."""
+        place = np.clip(x - self.start() + 1, 0, WINDOW + 1)
+        out = symbol_bits(self.inside(), place)
+        rows = np.flatnonzero((place == 0) | (place == WINDOW + 1))
+        out[rows] += self.outside(rows, place[rows] > 0).bits(x[rows])
+        return out
+
+
+@dataclass
+class ByteHalves:
+    """Mixtures (N) limited to values between the edges low and high: a ``coding.codec.Halves``.
+
+    low, high: float32 (N,), in 1/16 of a step, FAR where there is no limit.
+    """
+
+    mixture: ByteMixture
+    low: Tensor
+    high: Tensor
+
     def coarse(self) -> np.ndarray:
-        """(N, 16) float32 frequencies of the high halves."""
-        return self.frequencies(torch.zeros_like(self.weight[0]), 16)
+        return self._frequencies(torch.zeros_like(self.mixture.weight[0]), 16)
 
     def fine(self, high: np.ndarray) -> np.ndarray:
-        """(N, 16) float32 frequencies of the low halves, given the high halves (N,)."""
-        return self.frequencies(torch.from_numpy(high.astype(np.int32)).to(self.weight.device) * 16, 1)
+        return self._frequencies(torch.from_numpy(high.astype(np.int32)).to(self.low.device) * 16, 1)
+
+    def _frequencies(self, first: Tensor, width: int) -> np.ndarray:
+        offsets = edge(torch.arange(0, 17 * width, width, device=first.device, dtype=torch.int32))[:, None]
+
+        def edges(part: slice) -> Tensor:
+            position = offsets + first[part] * STEPS
+            position[0].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
+            position[16].masked_fill_(first[part] == 256 - 16 * width, FAR)
+            return position.maximum(self.low[part]).minimum(self.high[part])
+
+        return self.mixture.frequencies(edges, width)
 
     def bits(self, x: np.ndarray) -> np.ndarray:
         """-log2 of the probability that the coder uses for x (N,): float64 (N,)."""
-        out = np.zeros(len(x))
-        for frequencies, half in ((self.coarse(), x // 16), (self.fine(x // 16), x % 16)):
-            f = frequencies.astype(np.float64)
-            out -= np.log2(f[np.arange(len(x)), half] / f.sum(1))
-        return out
+        high, low = np.divmod(x, 16)
+        bits: np.ndarray = symbol_bits(self.coarse(), high) + symbol_bits(self.fine(high), low)
+        return bits
+
+
+def edge(value: Tensor) -> Tensor:
+    """The lower edge of integer values, in 1/16 of a step, as float32."""
+    return (value * STEPS - STEPS // 2).float()
+
+
+def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
+    """-log2 of the probabilities of symbols (N,) under rows (N, 16): float64 (N,)."""
+    f = frequencies.astype(np.float64)
+    bits: np.ndarray = -np.log2(f[np.arange(len(symbols)), symbols] / f.sum(1))
+    return bits
 
 
 def gather(table: Tensor, index: Tensor) -> Tensor:
@@ -160,7 +241,7 @@ def pixel_distribution(
     return ByteMixture(tables.logistic, location.round().clamp(-FURTHEST, FURTHEST), scale, weight)
 
 
-def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tensor) -> ByteMixture:
+def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tensor) -> ByteHalves:
     """Distributions over the indices k + 128 of latents z = k 2^-exponent, for the channels ``alive`` (n,) int64.
 
     The N symbols run over (channels alive, B, h, w).
@@ -171,4 +252,4 @@ def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tenso
     location = (select(p.mean) * 2.0**exponent * STEPS).round() + 128 * STEPS
     scale = gather(tables.inverse_scale, scale_index(select(p.log_sigma) + exponent * math.log(2)))
     weight = torch.full_like(scale, WEIGHT_ONE, dtype=torch.int32)
-    return ByteMixture(tables.gaussian, location.clamp(-FURTHEST, FURTHEST), scale, weight)
+    return ByteMixture(tables.gaussian, location.clamp(-FURTHEST, FURTHEST), scale, weight).halves()
