@@ -98,11 +98,11 @@ class Trainer:
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
-        self.running_norm = float("nan")
+        self.running_norm = 0.0
         self.elbo = torch.compile(elbo) if device.type == "cuda" else elbo
 
     def update(self, x: Tensor) -> tuple[float, float]:
-        """One step on images x (B, 3, H, W); returns (bits per dim, gradient norm)."""
+        """One step on images x (B, 3, H, W); returns (bits per dim, NaN if the step was skipped; gradient norm)."""
         recipe, step = self.recipe, self.step
         torch.manual_seed(recipe.seed * 1_000_003 + step)
         for group in self.optimizer.param_groups:
@@ -112,20 +112,19 @@ class Trainer:
         loss = kl_weight(recipe, step) * kl.sum() + nll.sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        limit = recipe.clip * self.running_norm if step > 20 else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit if limit == limit else math.inf))
-        if math.isfinite(norm) and (step <= 20 or norm < recipe.skip * self.running_norm):
+        usual = self.running_norm if step > 20 else math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip * usual))
+        taken = math.isfinite(norm) and norm < recipe.skip * usual
+        if taken:
             self.optimizer.step()
             self.ema.update(self.model, step)
         else:
             self.skipped += 1
         if math.isfinite(norm):
             # A skipped step still moves the running norm, so that no threshold can skip for ever (openai/vdvae #25).
-            first = self.running_norm != self.running_norm
-            bounded = norm if first else min(norm, 4 * self.running_norm)
-            self.running_norm = norm if first else 0.98 * self.running_norm + 0.02 * bounded
+            self.running_norm += 0.02 * (min(norm, 4 * usual) - self.running_norm) if self.running_norm else norm
         self.step += 1
-        return float((kl.sum() + nll.sum()).detach()), norm
+        return float((kl.sum() + nll.sum()).detach()) if taken else math.nan, norm
 
     def save(self, run: Path, shard_mib: float) -> None:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
