@@ -82,6 +82,7 @@ def save_released(folder: Path, config: ModelConfig, model: VDVAE, image: Tensor
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS + ".tmp")
     save_file(tensors, temporary, {"digest": name.hex()})
+    temporary.chmod(0o644)
     temporary.replace(folder / WEIGHTS)
     return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn as nn
@@ -14,12 +14,12 @@ from torch import Tensor
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 from vdvae_codec.model.blocks import Conv
-from vdvae_codec.model.layers import LatentLayer
-from vdvae_codec.model.vdvae import VDVAE, Elbo
+from vdvae_codec.model.layers import Acts, LatentLayer
+from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 
-INPUT_LEVELS = 1023  # activations are rounded to at most this many steps above zero
+INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above zero
 WEIGHT_LEVELS = 2**15 - 1
-ENOUGH_LEVELS = 100  # the largest weight of an output channel should span this many steps, or the sums are split
+ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
 ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
 
@@ -52,7 +52,7 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model, calibrated on image batches (B, 3, H, W) in pixel levels.
 
     Activation grids cover the largest value seen; each output channel's weights get the finest power-of-two grid
-    that keeps its sums below 2^24. Latent grids are half the typical posterior sigma; dead latents are marked.
+    that keeps its sums below 2^24. ``choose_latents`` sets the latents of both models.
     """
     ranges: dict[nn.Module, tuple[float, float]] = {}
 
@@ -61,9 +61,11 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
         low, high = ranges.get(conv, (0.0, 0.0))
         ranges[conv] = (min(low, float(x.min())), max(high, float(x.max())))
 
+    choose_latents(model, batches)
     twin = exact_twin(model)
     hooks = [conv.register_forward_pre_hook(observe) for _, _, conv in convolutions(model)]
-    statistics = LatentStatistics(model, batches)
+    for x in batches:
+        elbo(model, x)
     for hook in hooks:
         hook.remove()
     projections = {layer.z_proj: layer for layer in model.layers if isinstance(layer, LatentLayer)}
@@ -76,12 +78,8 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
         exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
         grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
         if conv in projections:
-            grid = (statistics.exponent[projections[conv]], -128, 127)
+            grid = (int(projections[conv].grid_exponent), -128, 127)
         quantise_conv(conv, exact, *grid)
-    for layer, exact_layer in zip(model.layers, twin.layers):
-        if isinstance(layer, LatentLayer):
-            exact_layer.grid_exponent.fill_(statistics.exponent[layer])  # type: ignore[operator]
-            exact_layer.alive.copy_(statistics.alive[layer])  # type: ignore[operator]
     prepare(twin)
     return twin
 
@@ -106,23 +104,48 @@ def quantise_conv(conv: Conv, exact: ExactConv, exponent: int, low: int, high: i
 
 
 class LatentStatistics(Elbo):
-    """Posterior sigma and KL of every latent channel over images: the grid and the life of each latent layer."""
+    """Visitor that gathers posterior sigma and KL of every latent channel."""
 
-    def __init__(self, model: VDVAE, batches: list[Tensor]):
-        self.kl: dict[LatentLayer, list[Tensor]] = {}
-        self.log_sigma: dict[LatentLayer, list[Tensor]] = {}
-        for x in batches:
-            super().__init__(model.encoder(x) if model.encoder is not None else {})
-            model.walk(x, self)
-        self.alive = {layer: torch.stack(kl).mean(0) > ALIVE_NATS for layer, kl in self.kl.items()}
-        self.exponent = {}
-        for layer, log_sigmas in self.log_sigma.items():
-            alive = self.alive[layer]
-            log_sigma = torch.stack(log_sigmas).mean(0)[alive if alive.any() else slice(None)].min()
-            self.exponent[layer] = 1 - math.floor(float(log_sigma) / math.log(2))
+    def __init__(self, acts: Acts):
+        super().__init__(acts)
+        self.kl: list[Tensor] = []  # mean nats of an element, (zdim,) a layer
+        self.log_sigma: list[Tensor] = []
 
-    def latent(self, layer, p, posterior):  # type: ignore[no-untyped-def]
-        q: Gaussian = posterior(self.acts)
-        self.kl.setdefault(layer, []).append(gaussian_kl(q, p).mean((0, 2, 3)))
-        self.log_sigma.setdefault(layer, []).append(q.log_sigma.mean((0, 2, 3)))
-        return q.sample()
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        q = posterior(self.acts)
+        self.kl.append(gaussian_kl(q, p).mean((0, 2, 3)))
+        self.log_sigma.append(q.log_sigma.mean((0, 2, 3)))
+        return super().latent(layer, p, lambda acts: q)
+
+
+def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
+    """Finds grid and life of every latent layer of a float model, and sets its buffers.
+
+    Channels with next to no KL die, and whole layers without which the ELBO is better. The grid is half the smallest
+    posterior sigma of a live channel.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, LatentLayer)]
+    if model.encoder is None or not layers:
+        return
+    visits = []
+    for x in batches:
+        visits.append(LatentStatistics(model.encoder(x)))
+        model.walk(x, visits[-1])
+    for layer, *kls in zip(layers, *(v.kl for v in visits)):
+        layer.alive.copy_(torch.stack(kls).mean(0) > ALIVE_NATS)
+
+    def elbo_nats() -> float:
+        torch.manual_seed(0)
+        terms = [elbo(model, x) for x in batches]
+        return sum(float(t.sum()) for term in terms for t in (*term.kl_nats, *term.nll_nats))
+
+    best = elbo_nats()
+    for layer, *log_sigmas in zip(layers, *(v.log_sigma for v in visits)):
+        alive = layer.alive.clone()
+        log_sigma = torch.stack(log_sigmas).mean(0)[alive if alive.any() else slice(None)].min()
+        layer.grid_exponent.fill_(1 - math.floor(float(log_sigma) / math.log(2)))
+        layer.alive.fill_(False)
+        without = elbo_nats() if alive.any() else best
+        if without > best:
+            layer.alive.copy_(alive)
+        best = min(best, without)

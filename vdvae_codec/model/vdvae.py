@@ -62,8 +62,9 @@ class Elbo:
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         q = posterior(self.acts)
-        self.kl_nats.append(gaussian_kl(q, p).sum((2, 3)))
-        return q.sample()
+        alive = layer.alive[:, None, None]
+        self.kl_nats.append((gaussian_kl(q, p) * alive).sum((2, 3)))
+        return torch.where(alive, q.sample(), p.mean)
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
         self.nll_nats.append(p.nll_nats(layer.plane(x)).sum((1, 2, 3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -173,6 +174,8 @@ def train(
         raise TrainingError(f"steps: expected at least 1, got {recipe.steps}")
     if recipe.crop % config.max_stride:
         raise TrainingError(f"crop {recipe.crop} is no multiple of the model's largest stride {config.max_stride}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise TrainingError("training draws its curves with matplotlib: pip install 'vdvae-codec[train]'")
     trainer = Trainer(config, recipe, device)
     last = latest_checkpoint(run)
     if last is not None and not resume:
