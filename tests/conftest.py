@@ -50,6 +50,15 @@ def untrained(config: ModelConfig) -> VDVAE:
     return model
 
 
+def quantised(model: VDVAE, batches: list[torch.Tensor]) -> VDVAE:
+    """Its exact twin, every latent of both alive: those of an untrained model would not pay for themselves."""
+    exact = quantise_model(model, batches)
+    for layer in (*model.layers, *exact.layers):
+        if isinstance(layer, LatentLayer):
+            layer.alive.fill_(True)
+    return exact
+
+
 @pytest.fixture(scope="session")
 def tiny_float() -> VDVAE:
     return untrained(TINY)
@@ -59,10 +68,7 @@ def tiny_float() -> VDVAE:
 def tiny_folder(tiny_float: VDVAE, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exact twin of ``tiny_float`` as a released model, every latent alive."""
     crops = random_crops([photo], 9, 64, (0,))
-    exact = quantise_model(tiny_float, list(crops[:8].split(4)))
-    for layer in exact.layers:
-        if isinstance(layer, LatentLayer):
-            layer.alive.fill_(True)
+    exact = quantised(tiny_float, list(crops[:8].split(4)))
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()
     write_config(folder / "config.toml", TINY, TrainConfig(steps=1))

@@ -212,7 +212,8 @@ def test_other_payloads_with_good_checksums(vdz: Container, tiny_folder: Path) -
     payloads += [words ^ (np.arange(len(words)) == n) for n in (0, 1, len(words) // 2, len(words) - 1)]
     for other in [*payloads, words[:0]]:
         payload = other.astype("<u4").tobytes()
-        refused(dataclasses.replace(vdz, payload=payload), tiny_folder, FormatError, "left over|checksum")
+        message = "left over|checksum|cannot be zero"
+        refused(dataclasses.replace(vdz, payload=payload), tiny_folder, FormatError, message)
     refused(dataclasses.replace(vdz, payload=vdz.payload + bytes(4)), tiny_folder, FormatError, "cannot be zero")
 
 
