@@ -151,13 +151,13 @@ def compress(
         file = file_container(picture)
         if container is None or len(file.payload) < len(container.payload):
             container, initial_bits = file, 0.0
-    out = container.to_bytes()
-    if verify and not np.array_equal(decode(Container.from_bytes(out), model, device), original_pixels(picture)):
+    out, pixels = container.to_bytes(), original_pixels(picture)
+    if verify and not np.array_equal(decode(Container.from_bytes(out), model, device), pixels):
         raise VdvaeCodecError(f"{name}: the compressed file does not decode to the same pixels; nothing was written")
     sizes = container.sizes()
     return out, Report(
         kind=container.kind.name.lower(), model=container.model, width=picture.width,
-        height=picture.height, channels=original_pixels(picture).shape[2], input_format=picture.format,
+        height=picture.height, channels=pixels.shape[2], input_format=picture.format,
         input_bytes=len(data), output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
         payload_bytes=sizes["payload"], initial_bits=initial_bits, groups=container.groups,
     )

@@ -33,7 +33,6 @@ class Group:
 
     def __init__(self, inside: Tensor, channels: int):
         self.inside, self.channels = inside, channels
-
         self.full = bool(inside.all())
 
     def positions(self, layer: PixelLayer) -> Tensor | None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -138,9 +139,7 @@ class Trainer:
         }
         save_tensors(run / f"checkpoint-{self.step:08d}", tensors, meta, shard_mib)
         for old in sorted(run.glob("checkpoint-????????"))[:-KEEP]:
-            for part in old.iterdir():
-                part.unlink()
-            old.rmdir()
+            shutil.rmtree(old)
 
     def load(self, folder: Path) -> None:
         tensors, meta = load_tensors(folder)
