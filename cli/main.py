@@ -10,6 +10,8 @@ from vdvae_codec.cli.compress import compress
 from vdvae_codec.cli.decompress import decompress
 from vdvae_codec.cli.export import export
 from vdvae_codec.cli.info import info
+from vdvae_codec.cli.reconstruct import reconstruct
+from vdvae_codec.cli.sample import sample
 from vdvae_codec.cli.train import train
 
 EPILOG = "Exit status: 0 done; 1 an input, a model or an output was refused (one line each on stderr); 2 wrong usage."
@@ -27,5 +29,5 @@ def main() -> None:
     tune_process()
 
 
-for command in (compress, decompress, info, train, export):
+for command in (compress, decompress, info, train, export, sample, reconstruct):
     main.add_command(command)

@@ -12,45 +12,59 @@ from vdvae_codec.cli.common import one_line_errors
 
 @click.command(epilog="Example: vdvae-codec train --model photo --data photos/ --out run --minutes 60")
 @click.option("--model", default="photo", show_default=True, help="A shipped model, a folder, or a .toml file.")
-@click.option("--data", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Folder of images of any size, searched recursively.")
-@click.option("--val", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="Folder of validation images; by default 5 % of the files of --data are held out.")
+@click.option("--data", required=True, type=click.Path(path_type=Path),
+              help="Images: a folder (searched recursively) of image files, .tar shards, CIFAR-10 or ImageNet32/64 "
+                   "batches; or one .npy, .npz (FILE.npz:KEY names the array), .tar or batch file.")
+@click.option("--val", type=click.Path(path_type=Path),
+              help="Validation images, likewise; by default 5 % of the images of --data are held out.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's latest checkpoint.")
 @click.option("--minutes", type=float, help="Stop with a clean checkpoint after this time.")
 @click.option("--steps", type=int, help="Length of the schedule; by default the recipe's.")
-@click.option("--batch", type=int, help="Crops per step; by default the recipe's.")
+@click.option("--batch", type=int, help="Crops per step, over all processes; by default the recipe's.")
+@click.option("--micro-batch", type=int,
+              help="Crops per forward and backward pass, gradients accumulated over the batch: less memory.")
+@click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints that are kept.")
 @click.option("--shard-mib", type=float, default=1024, show_default=True, help="Largest file of a checkpoint.")
-@click.option("--threads", type=int, help="CPU threads; by default all cores.")
+@click.option("--threads", type=int, help="CPU threads of a process; by default all cores.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def train(
     model: str, data: Path, val: Path | None, out: Path, resume: bool, minutes: float | None, steps: int | None,
-    batch: int | None, shard_mib: float, threads: int | None, device: str,
+    batch: int | None, micro_batch: int | None, keep: int, shard_mib: float, threads: int | None, device: str,
 ) -> None:
-    """Train a model's architecture on a folder of images.
+    """Train a model's architecture on your images.
 
-    Writes checkpoints, log.jsonl, loss.png and samples-STEP.png into the run's folder at each validation. Ctrl-C and
-    SIGTERM end with a checkpoint too.
+    Writes checkpoints, log.jsonl, loss.png and samples-STEP.png into the run's folder at each validation, and the
+    decoded images into its folder "cache". Ctrl-C and SIGTERM end with a checkpoint too; a run resumed from it is the
+    run that was not interrupted. Many processes: torchrun --nproc-per-node N -m vdvae_codec.training, same options.
     """
     with one_line_errors():
         import torch
 
         from vdvae_codec.config import read_config
         from vdvae_codec.released import find_config, pick_device
-        from vdvae_codec.training.data import load_folder, split_by_file
+        from vdvae_codec.training.data import Images, split_by_image
+        from vdvae_codec.training.loop import RunOptions, check
         from vdvae_codec.training.loop import train as run
+        from vdvae_codec.training.parallel import processes
+        from vdvae_codec.training.sources import open_images
 
         if threads:
             torch.set_num_threads(threads)
         config, recipe = read_config(find_config(model))
-        changes = {k: v for k, v in (("steps", steps), ("batch", batch)) if v is not None}
-        recipe = dataclasses.replace(recipe, **changes)
-        images = load_folder(data, recipe.crop)
-        if val is None:
-            training, held_out = split_by_file(images, 0.05, recipe.seed)
-        else:
-            training, held_out = list(images.values()), list(load_folder(val, recipe.crop).values())
-        final = run(config, recipe, training, held_out, out, pick_device(device), resume=resume, minutes=minutes,
-                    shard_mib=shard_mib)
-        click.echo(f"{final}: done")
+        changes = {"steps": steps, "batch": batch, "micro_batch": micro_batch}
+        recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+        with processes(pick_device(device)) as (process, its_device):
+            check(config, recipe, out, resume, process.world)
+            sides = [recipe.crop, config.max_stride]
+            paths = [data] if val is None else [data, val]
+            if not process.first:
+                process.wait()  # until the first one has decoded what is not yet in the cache
+            sets: list[Images] = [open_images(p, side, out / "cache") for p, side in zip(paths, sides)]
+            if process.first:
+                process.wait()
+            training, held_out = split_by_image(sets[0], 0.05, recipe.seed) if val is None else sets
+            options = RunOptions(resume, minutes, shard_mib, keep)
+            final = run(config, recipe, training, held_out, out, its_device, options, process)
+        if process.first:
+            click.echo(f"{final}: done")

@@ -10,7 +10,7 @@ from vdvae_codec.images import read_rgb
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.released import Released, load_released, save_released
-from vdvae_codec.training.data import random_crops
+from vdvae_codec.training.data import Crops
 
 torch.set_num_threads(1)  # the networks here are too small for more
 COARSE = ((0, 0), (4, 4), (0, 4), (4, 0))
@@ -24,6 +24,22 @@ TINY = ModelConfig(
     predictor=3,
     tile=32,
 )  # fmt: skip
+
+
+class Arrays:
+    """A set of images that are in memory; see ``training.data.Images``."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.names, self.arrays = list(arrays), list(arrays.values())
+        self.sizes = np.array([a.shape[:2] for a in self.arrays])
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return self.arrays[n]
+
+
+def random_crops(image: np.ndarray, count: int, side: int, key: tuple[int, ...]) -> torch.Tensor:
+    """(count, 3, side, side) float32 in pixel levels, G, R, B."""
+    return Crops(Arrays({"": image}), side, "none").batch(key, 0, count).float()
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +83,7 @@ def tiny_float() -> VDVAE:
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_float: VDVAE, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exact twin of ``tiny_float`` as a released model, every latent alive."""
-    crops = random_crops([photo], 9, 64, (0,))
+    crops = random_crops(photo, 9, 64, (0,))
     exact = quantised(tiny_float, list(crops[:8].split(4)))
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()

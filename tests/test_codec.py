@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, untrained
+from conftest import TINY, random_crops, untrained
 from laws import TABLES, check_codec, random_stack
 from PIL import Image
 
@@ -21,7 +21,6 @@ from vdvae_codec.hierarchy import exact_elbo, pop_group, push_group
 from vdvae_codec.images import read_picture, tile_boxes, tile_grid, write_image
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.released import Released
-from vdvae_codec.training.data import random_crops
 
 CPU = torch.device("cpu")
 LATENTS = 4 * (16 + 64)  # of a tile of 32x32: channels, positions at both strides
@@ -113,7 +112,7 @@ def idle_model(photo: np.ndarray) -> Released:
     for net in [net for layer in layers for net in (layer.prior, layer.posterior)]:
         net.c4.weight.zero_()
         net.c4.bias.zero_()
-    exact = quantise_model(model, [random_crops([photo], 4, 64, (0,))])
+    exact = quantise_model(model, [random_crops(photo, 4, 64, (0,))])
     for layer in exact.layers:
         if isinstance(layer, LatentLayer):
             layer.alive.fill_(True)

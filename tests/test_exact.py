@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, quantised, untrained
+from conftest import TINY, quantised, random_crops, untrained
 from laws import TABLES, gaussian, logistics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,7 +39,6 @@ from vdvae_codec.model.blocks import Conv
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.released import WEIGHTS, Released, digest, load_released
-from vdvae_codec.training.data import random_crops
 
 HIGH = np.arange(16)
 
@@ -176,7 +175,7 @@ def test_locations_are_exact() -> None:
 
 @pytest.fixture(scope="module")
 def crops(photo: np.ndarray) -> Tensor:
-    return random_crops([photo], 4, 64, (1,))
+    return random_crops(photo, 4, 64, (1,))
 
 
 @pytest.fixture(scope="module")
@@ -276,18 +275,18 @@ def test_sums_at_the_bound_are_exact(kernel: int, channels: int) -> None:
 
 
 def test_the_exact_twin_is_close(tiny_float: VDVAE, tiny_model: Released, crops: Tensor) -> None:
-    exact, trained = exact_elbo_bpd(tiny_model.model, crops), float_elbo_bpd(tiny_float, crops)
+    exact, trained = exact_elbo_bpd(tiny_model.model, [crops]), float_elbo_bpd(tiny_float, [crops])
     assert exact == pytest.approx(trained, rel=0.01)
 
 
 def test_latents_that_do_not_pay_stay_at_their_mean(crops: Tensor) -> None:
     model = untrained(TINY)
-    costly = float_elbo_bpd(model, crops)
+    costly = float_elbo_bpd(model, [crops])
     exact = quantise_model(model, [crops])
     assert not any(layer.alive.any() for layer in exact.layers if isinstance(layer, LatentLayer))
     group = Group(torch.ones(len(crops), 64, 64, dtype=torch.bool), 3)
     assert exact_elbo(exact, TABLES, group, crops).kl_bits == [0, 0]
-    assert exact_elbo_bpd(exact, crops) < costly
+    assert exact_elbo_bpd(exact, [crops]) < costly
 
 
 def test_latents_that_pay_are_alive() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY
+from conftest import TINY, Arrays
 from PIL import Image
 from torch import Tensor
 
@@ -22,8 +23,10 @@ from vdvae_codec.config import ModelConfig, TrainConfig, from_dict, read_config,
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.errors import ConfigError, ModelError, TrainingError
 from vdvae_codec.images import read_picture, write_image
-from vdvae_codec.training.data import load_folder, random_crops, split_by_file
-from vdvae_codec.training.loop import Trainer, kl_weight, learning_rate, train
+from vdvae_codec.training.data import Crops, ahead, split_by_image
+from vdvae_codec.training.loop import RunOptions, train
+from vdvae_codec.training.sources import open_images
+from vdvae_codec.training.trainer import Trainer, kl_weight, learning_rate
 
 CPU = torch.device("cpu")
 RECIPE = TrainConfig(steps=6, batch=2, crop=32, warmup_steps=2, kl_warmup_steps=4, validate_every=4, seed=3)
@@ -70,13 +73,21 @@ def rows(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def torchrun(toml: Path, folder: Path, run: Path, *more: str) -> list[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launch, "-m", "vdvae_codec.training", *arguments(toml, folder, run, *more)[2:]]
+
+
+def without_time(run: Path) -> list[dict[str, object]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(run)]
+
+
 def test_what_a_training_writes(run: Path) -> None:
-    names = sorted(p.name for p in run.iterdir())
+    names = sorted(p.name for p in run.iterdir() if not p.name.startswith("events."))  # TensorBoard's
     samples = ["samples-00000004.png", "samples-00000006.png"]
-    assert names == ["checkpoint-00000004", "checkpoint-00000006", "log.jsonl", "loss.png", *samples]
+    assert names == ["cache", "checkpoint-00000004", "checkpoint-00000006", "log.jsonl", "loss.png", *samples]
     for name in ("loss.png", *samples):
         with Image.open(run / name) as image:
-            assert image.size == ((800, 320) if name == "loss.png" else (8 * 128, 3 * 128))
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
     log = rows(run)
     assert [row["step"] for row in log] == [4, 6]
@@ -84,28 +95,95 @@ def test_what_a_training_writes(run: Path) -> None:
         terms = row["kl_bpd"] + row["nll_bpd"]  # type: ignore[operator]
         assert len(terms) == 2 + 10 and all(t >= 0 for t in terms)
         assert row["validation_bpd"] == pytest.approx(sum(terms)) and 1 < row["validation_bpd"] < 10
-        assert row["skipped"] == 0
+        assert row["skipped"] == 0 and len(row["train_kl_bpd"]) == 2 and 1 < row["train_bpd"] < 10
     tensors, meta = load_tensors(run / "checkpoint-00000006")
     assert meta["step"] == 6 and from_dict(ModelConfig, meta["config"]) == TINY
     assert from_dict(TrainConfig, meta["recipe"]) == RECIPE
     assert all(bool(t.isfinite().all()) for t in tensors.values())
 
 
-def test_resumed_until_sigterm(run: Path, toml: Path, folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "run"
-    save_tensors(other / "checkpoint-00000006", *load_tensors(run / "checkpoint-00000006"))
-    (other / "log.jsonl").write_text((run / "log.jsonl").read_text())
-    command = arguments(toml, folder, other, "--resume", "--steps", "1000000")
+@pytest.fixture(scope="module")
+def long_run(toml: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "long"
+    subprocess.run(arguments(toml, folder, run, "--steps", "24", "--keep", "3"), check=True, capture_output=True)
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    long_run: Path, toml: Path, folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    command = arguments(toml, folder, run, "--steps", "24", "--keep", "3", "--shard-mib", "0.1")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (other / "checkpoint-00000008").exists() and process.poll() is None:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        while not (run / "checkpoint-00000008").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
         out, err = process.communicate()
-    last = latest_checkpoint(other)
-    assert (process.returncode, out) == (0, f"{last}: done\n"), err
-    assert last is not None and load_tensors(last)[1]["step"] == rows(other)[-1]["step"]
-    assert [row["step"] for row in rows(other)][:3] == [4, 6, 8]
-    assert len(list(other.glob("checkpoint-*"))) == 2  # older ones are removed
+    last = latest_checkpoint(run)
+    assert last is not None and load_tensors(last)[1]["step"] < 24
+    if number != signal.SIGKILL:
+        assert (process.returncode, out) == (0, f"{last}: done\n"), err
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 23}\n{"step": 2')  # what a run killed between row and checkpoint would leave
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert len(list((run / "checkpoint-00000024").glob("part-*"))) > 2
+    assert len(list(run.glob("checkpoint-*"))) == 3
+    (ours, our_meta), (theirs, their_meta) = (load_tensors(r / "checkpoint-00000024") for r in (run, long_run))
+    assert same(ours, theirs)
+    assert {k: v for k, v in our_meta.items() if k not in ("seconds", "parts")} == {
+        k: v for k, v in their_meta.items() if k not in ("seconds", "parts")
+    }
+    assert without_time(run) == without_time(long_run)
+
+
+def test_the_time_budget_ends_with_a_checkpoint(toml: Path, folder: Path, tmp_path: Path) -> None:
+    command = arguments(toml, folder, tmp_path / "run", "--steps", "1000000", "--minutes", "0.05")
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = latest_checkpoint(tmp_path / "run")
+    assert (done.returncode, done.stdout) == (0, f"{last}: done\n"), done.stderr
+    assert last is not None and 0 < load_tensors(last)[1]["step"] < 1000
+
+
+def test_two_processes_train_as_one(toml: Path, folder: Path, tmp_path: Path) -> None:
+    """Same losses, same skipped steps, same weights up to rounding as one process that accumulates both's chunks."""
+    text = toml.read_text().replace("skip = 20.0", "skip = 1.0").replace("batch = 2", "batch = 4")
+    (tmp_path / "config.toml").write_text(text)
+    more = ["--steps", "36", "--val", str(folder)]
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    subprocess.run(
+        arguments(tmp_path, folder, alone, "--micro-batch", "2", *more), check=True, capture_output=True
+    )
+    done = subprocess.run(torchrun(tmp_path, folder, both, *more), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{both}/checkpoint-00000036: done\n"  # the first process speaks
+    assert 0 < rows(alone)[-1]["skipped"] < 16  # type: ignore[operator]
+    for one, two in zip(without_time(alone), without_time(both), strict=True):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert one[key] == pytest.approx(two[key], rel=1e-3, abs=1e-6), key
+    (ours, _), (theirs, _) = (load_tensors(r / "checkpoint-00000036") for r in (alone, both))
+    assert all(torch.allclose(ours[k].float(), theirs[k].float(), atol=2e-3) for k in ours if k.startswith("model."))
+    names = {p.name for p in both.iterdir() if not p.name.startswith("events.")}
+    assert names == {p.name for p in alone.iterdir() if not p.name.startswith("events.")}
+
+
+def test_two_processes_stop_together(toml: Path, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = torchrun(toml, folder, run, "--steps", "1000000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "checkpoint-00000004").exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate()
+    last = latest_checkpoint(run)
+    assert last is not None
+    step = load_tensors(last)[1]["step"]
+    done = subprocess.run(
+        torchrun(toml, folder, run, "--resume", "--steps", str(step + 4)), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and latest_checkpoint(run) == run / f"checkpoint-{step + 4:08d}", done.stderr
 
 
 def test_a_run_is_not_overwritten(run: Path, toml: Path, folder: Path, tmp_path: Path) -> None:
@@ -117,9 +195,9 @@ def test_a_run_is_not_overwritten(run: Path, toml: Path, folder: Path, tmp_path:
     assert result.exit_code == 1 and "no checkpoint to resume" in result.output
     assert not (tmp_path / "new").exists()
     wider = dataclasses.replace(TINY, mixtures=3)
-    images = list(load_folder(folder, 32).values())
+    images = open_images(folder, 32, tmp_path)
     with pytest.raises(TrainingError, match="differs"):
-        train(wider, RECIPE, images, images, run, CPU, resume=True)
+        train(wider, RECIPE, images, images, run, CPU, RunOptions(resume=True))
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Path, toml: Path, folder: Path) -> None:
@@ -143,11 +221,13 @@ def test_bad_training_data_is_refused(toml: Path, tmp_path: Path, photo: np.ndar
     (tmp_path / "odd.toml").write_text(text)
     result = invoke(*arguments(tmp_path / "odd.toml", empty, tmp_path / "run", "--val", str(empty))[1:])
     assert result.exit_code == 1 and "crop 36" in result.output
-    assert not (tmp_path / "run").exists()
+    result = invoke(*arguments(toml, empty, tmp_path / "run", "--val", str(empty))[1:], "--micro-batch", 3)
+    assert result.exit_code == 1 and "batch of 2 is no multiple" in result.output
+    assert not list((tmp_path / "run").glob("*.jsonl"))
 
 
-def batch(photo: np.ndarray, step: int) -> Tensor:
-    return random_crops([photo], 2, 32, (0, step))
+def batch(photo: np.ndarray, step: int) -> list[Tensor]:
+    return [Crops(Arrays({"": photo}), 32, "turn").batch((0, step), 0, 2)]
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
@@ -167,7 +247,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(photo: np.ndarray, tmp_path: 
     seen = [whole.update(batch(photo, step)) for step in range(4)]
     first = Trainer(TINY, RECIPE, CPU)
     again = [first.update(batch(photo, step)) for step in range(2)]
-    first.save(tmp_path, shard_mib=0.05)
+    first.save(tmp_path, 0.05, 1, {})
     assert len(list((tmp_path / "checkpoint-00000002").glob("part-*"))) > 2
     second = Trainer(TINY, dataclasses.replace(RECIPE, seed=99), CPU)
     assert not same(state(first), state(second))
@@ -185,10 +265,10 @@ def test_steps_that_are_not_finite_are_skipped(photo: np.ndarray) -> None:
     trainer = Trainer(TINY, RECIPE, CPU)
     trainer.update(batch(photo, 0))
     before, norm = state(trainer), trainer.running_norm
-    poisoned = batch(photo, 1)
+    poisoned = batch(photo, 1)[0].float()
     poisoned[0, 0, 5, 5] = torch.inf
-    loss, bad_norm = trainer.update(poisoned)
-    assert not math.isfinite(bad_norm) and not math.isfinite(loss)
+    step = trainer.update([poisoned])
+    assert not math.isfinite(step.grad_norm) and not step.taken
     assert same(state(trainer), before)
     assert (trainer.step, trainer.skipped, trainer.running_norm) == (2, 1, norm)
     trainer.update(batch(photo, 2))
@@ -197,7 +277,7 @@ def test_steps_that_are_not_finite_are_skipped(photo: np.ndarray) -> None:
 
 def test_steps_with_an_outlying_gradient_are_skipped_but_not_for_ever(photo: np.ndarray) -> None:
     trainer = Trainer(TINY, RECIPE, CPU)
-    _, norm = trainer.update(batch(photo, 0))
+    norm = trainer.update(batch(photo, 0)).grad_norm
     before = state(trainer)
     trainer.step, trainer.running_norm = 30, norm / 100
     norms = []
@@ -250,51 +330,73 @@ def test_export(run: Path, folder: Path, tmp_path: Path, photo: np.ndarray) -> N
 # --- data ---
 
 
-def test_load_folder(folder: Path, tmp_path: Path, photo: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
-    images = load_folder(folder, 32)
-    assert list(images) == ["a.png", "b.png", "sub/c.png"]
-    assert np.array_equal(images["b.png"][::-1], images["a.png"])
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    (tmp_path / "small.png").write_bytes(write_image(photo[:31], {}, ".png"))
-    (tmp_path / "grey.png").write_bytes(write_image(photo[..., :1], {}, ".png"))
-    assert [(name, image.shape) for name, image in load_folder(tmp_path, 32).items()] == [("grey.png", photo.shape)]
-    assert "broken.png" in caplog.text and "small.png" in caplog.text
-    with pytest.raises(TrainingError, match="no image of at least 121x121"):
-        load_folder(tmp_path, 121)
-
-
 @pytest.mark.parametrize("count, share, held", [(2, 0.05, 1), (3, 0.05, 1), (40, 0.05, 2), (10, 0.5, 5)])
-def test_split_by_file(count: int, share: float, held: int) -> None:
+def test_split_by_image(count: int, share: float, held: int) -> None:
     images = {f"{n}.png": np.full((1, 1, 3), n, np.uint8) for n in range(count)}
-    training, validation = split_by_file(images, share, 0)
-    assert (len(training), len(validation)) == (count - held, held)
-    assert sorted(int(i.max()) for i in training + validation) == list(range(count))
+    training, validation = split_by_image(Arrays(images), share, 0)
+    assert (len(training.names), len(validation.names)) == (count - held, held)
+    assert sorted([*training.names, *validation.names]) == sorted(images)
+    assert all(int(s[n].max()) == int(s.names[n][:-4]) for s in (training, validation) for n in range(len(s.names)))
     backwards = dict(reversed(images.items()))
-    assert [int(i.max()) for i in split_by_file(backwards, share, 0)[1]] == [int(i.max()) for i in validation]
-    others = {tuple(int(i.max()) for i in split_by_file(images, share, seed)[1]) for seed in range(20)}
-    assert len(others) > 1
+    assert set(split_by_image(Arrays(backwards), share, 0)[1].names) == set(validation.names)
+    assert len({tuple(split_by_image(Arrays(images), share, seed)[1].names) for seed in range(20)}) > 1
     with pytest.raises(TrainingError, match="at least two"):
-        split_by_file({"a": images["0.png"]}, share, 0)
+        split_by_image(Arrays({"a": images["0.png"]}), share, 0)
 
 
-def test_random_crops(photo: np.ndarray) -> None:
-    grb = photo[..., [1, 0, 2]].astype(np.float32)
+def test_crops(photo: np.ndarray) -> None:
+    grb = photo[..., [1, 0, 2]]
     windows = {grb[y : y + 64, x : x + 64].tobytes() for y in range(57) for x in range(97)}
-    crops = random_crops([photo], 20, 64, (1, 2), augment=False)
-    assert crops.shape == (20, 3, 64, 64) and crops.dtype == torch.float32
-    seen = [crop.permute(1, 2, 0).numpy().tobytes() for crop in crops]
+    crops = Crops(Arrays({"": photo}), 64, "none")
+    batch = crops.batch((1, 2), 0, 20)
+    assert batch.shape == (20, 3, 64, 64) and batch.dtype == torch.uint8
+    seen = [crop.permute(1, 2, 0).numpy().tobytes() for crop in batch]
     assert set(seen) <= windows and len(set(seen)) > 15
-    assert torch.equal(crops, random_crops([photo], 20, 64, (1, 2), augment=False))
-    assert not torch.equal(crops, random_crops([photo], 20, 64, (1, 3), augment=False))
+    assert torch.equal(batch[5:12], crops.batch((1, 2), 5, 7))  # whatever part of a batch a process makes
+    assert not torch.equal(batch, crops.batch((1, 3), 0, 20))
+    with pytest.raises(TrainingError, match="at least 121x121"):
+        Crops(Arrays({"": photo}), 121, "none")
 
 
-def test_crops_are_turned_and_drawn_by_area(photo: np.ndarray) -> None:
+@pytest.mark.parametrize("augment, ways", [("turn", 8), ("mirror", 2), ("none", 1)])
+def test_crops_are_turned_and_mirrored(photo: np.ndarray, augment: str, ways: int) -> None:
     square = photo[:64, :64]
-    turned = {crop.numpy().tobytes() for crop in random_crops([square], 100, 64, (0,))}
-    assert len(turned) == 8
-    small, large = np.zeros((10, 10, 3), np.uint8), np.full((30, 30, 3), 255, np.uint8)
-    share = float(random_crops([small, large], 2000, 2, (0,)).mean()) / 255
-    assert share == pytest.approx(0.9, abs=0.03)
+    crops = Crops(Arrays({"": square}), 64, augment).batch((0,), 0, 100)
+    seen = {crop.permute(1, 2, 0).numpy().tobytes() for crop in crops}
+    assert len(seen) == ways and square[..., [1, 0, 2]].tobytes() in seen
+    if augment == "mirror":
+        assert square[:, ::-1, [1, 0, 2]].tobytes() in seen
+
+
+def test_crops_are_drawn_by_number_of_places() -> None:
+    small, large = np.zeros((10, 10, 3), np.uint8), np.full((30, 28, 3), 255, np.uint8)
+    crops = Crops(Arrays({"small": small, "large": large}), 2, "turn").batch((0,), 0, 2000)
+    assert float(crops.float().mean()) / 255 == pytest.approx(29 * 27 / (29 * 27 + 81), abs=0.03)
+
+
+def test_batches_made_ahead_come_in_order_and_stop() -> None:
+    made = []
+
+    def batch(step: int) -> Tensor:
+        made.append(step)
+        return torch.tensor(step)
+
+    assert [int(b) for b in ahead(batch, range(3, 20))] == list(range(3, 20))
+    made.clear()
+    for b in ahead(batch, range(1000)):
+        if int(b) == 5:
+            break
+    assert len(made) < 20
+
+
+def test_recomputing_activations_changes_no_gradient(photo: np.ndarray) -> None:
+    kept, again = (Trainer(TINY, dataclasses.replace(RECIPE, recompute=r), CPU) for r in (False, True))
+    sizes: dict[bool, int] = {}
+    for trainer in (kept, again):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.update({trainer.recipe.recompute: sizes.get(  # noqa: B023
+                trainer.recipe.recompute, 0) + t.numel()}) or t, lambda t: t):  # noqa: B023
+            trainer.update(batch(photo, 0))
+    assert same(state(kept), state(again))
 
 
 # --- checkpoints and configurations ---

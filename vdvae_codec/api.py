@@ -26,6 +26,9 @@ from vdvae_codec.images import (
     tile_grid,
     write_image,
 )
+from vdvae_codec.model.layers import LatentLayer, PixelLayer
+from vdvae_codec.model.vdvae import VDVAE
+from vdvae_codec.pictures import reconstructions, sheet, strides
 from vdvae_codec.released import Released, load_released
 
 DEFAULT_MODEL = "photo"
@@ -33,6 +36,7 @@ GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds th
 MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
 TRY_FILE_WITHIN = 1.1  # a quick classical coding this close to ours makes the thorough one worth its time
 SMALL_PIXELS = 2**16  # images up to this size are always tried
+RECONSTRUCTED_SIDE = 256  # pixels of the part of an image that is reconstructed
 Box = tuple[int, int, int, int]
 
 
@@ -285,16 +289,75 @@ def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[s
     boxes = tile_boxes(container.height, container.width, container.tile)
     x, group = tensor_of(pixels, boxes[: container.groups[0]], container.tile, released.device)
     initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0
-    kl: list[float] = []
-    pixel: list[float] = []
-    for box in boxes:
-        x, group = tensor_of(pixels, [box], container.tile, released.device)
-        terms = exact_elbo(released.model, released.tables, group, x)
-        kl = [a + b for a, b in zip(kl or [0.0] * len(terms.kl_bits), terms.kl_bits)]
-        pixel = [a + b for a, b in zip(pixel or [0.0] * len(terms.pixel_bits), terms.pixel_bits)]
+    kl, pixel = elbo_bits(pixels, released, container.tile)
     dims = pixels.size
     return {
         "elbo_bpd": (sum(kl) + sum(pixel)) / dims, "net_bpd": (8 * len(container.payload) - initial) / dims,
         "file_bpd": 8 * len(data) / dims, "initial_bpd": initial / dims,
         "kl_bpd": [v / dims for v in kl], "pixel_bpd": [v / dims for v in pixel],
     }
+
+
+def elbo_bits(pixels: np.ndarray, released: Released, tile: tuple[int, int]) -> tuple[list[float], list[float]]:
+    """Negative ELBO of pixels (H, W, 1 or 3) uint8 in bits: the KL of each latent layer, and each pixel layer."""
+    kl: list[float] = []
+    pixel: list[float] = []
+    for box in tile_boxes(pixels.shape[0], pixels.shape[1], tile):
+        x, group = tensor_of(pixels, [box], tile, released.device)
+        terms = exact_elbo(released.model, released.tables, group, x)
+        kl = [a + b for a, b in zip(kl or [0.0] * len(terms.kl_bits), terms.kl_bits)]
+        pixel = [a + b for a, b in zip(pixel or [0.0] * len(terms.pixel_bits), terms.pixel_bits)]
+    return kl, pixel
+
+
+def reconstruct(
+    data: bytes, name: str = "image", model: str = DEFAULT_MODEL, device: str = "auto", temperature: float = 0.0
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """What each resolution knows of an image, or of the 256x256 pixels at its centre: a picture and the bits.
+
+    The picture (H, W, 3) uint8 has a column for each resolution: what is known down to it is kept, the rest is drawn at
+    ``temperature``; on top latents alone, below latents and pixels (see ``pictures.reconstructions``). The report has
+    the ELBO in bits per dim and, in ``resolutions``, stride, bits, kl_bpd and pixel_bpd. Raises ImageError or
+    ModelError.
+    """
+    picture = read_picture(data, name)
+    if picture.pixels is None:
+        raise ImageError(f"{name}: no 8-bit grey or RGB image without transparency, which is all that a model codes")
+    released = load_released(model, device)
+    y0, x0 = (max(0, side - RECONSTRUCTED_SIDE) // 2 for side in picture.pixels.shape[:2])
+    pixels = picture.pixels[y0 : y0 + RECONSTRUCTED_SIDE, x0 : x0 + RECONSTRUCTED_SIDE]
+    height, width, channels = pixels.shape
+    multiple = released.config.max_stride
+
+    x, _ = tensor_of(
+        pixels, [(0, 0, height, width)], tile_grid(height, width, RECONSTRUCTED_SIDE, multiple), released.device
+    )
+    torch.manual_seed(0)
+    rows = [
+        torch.cat([*reconstructions(released.model, x, keep_pixels, temperature), x])[:, :, :height, :width]
+        for keep_pixels in (False, True)
+    ]
+    if channels == 1:  # the others copy the first
+        rows = [row[:, [0, 0, 0]] for row in rows]
+    labels = [*(f"1/{stride}" for stride in strides(released.model)), "image"]
+
+    kl, pixel = elbo_bits(pixels, released, tile_grid(height, width, released.config.tile, multiple))
+    report = {
+        "model": released.name, "width": width, "height": height, "channels": channels,
+        "elbo_bpd": (sum(kl) + sum(pixel)) / pixels.size,
+        "resolutions": by_stride(released.model, kl, pixel, pixels.size),
+    }
+    return sheet(rows, ["latents", "+ pixels"], labels), report
+
+
+def by_stride(model: VDVAE, kl: list[float], pixel: list[float], dims: int) -> list[dict[str, Any]]:
+    """Bits of each latent and each pixel layer, summed over the layers of a stride, from coarse to fine."""
+    rows = []
+    latents, pixels = ([m.stride for m in model.layers if isinstance(m, kind)] for kind in (LatentLayer, PixelLayer))
+    for stride in strides(model):
+        kl_bits = sum(bits for bits, s in zip(kl, latents, strict=True) if s == stride)
+        pixel_bits = sum(bits for bits, s in zip(pixel, pixels, strict=True) if s == stride)
+        rows.append({
+            "stride": stride, "bits": kl_bits + pixel_bits, "kl_bpd": kl_bits / dims, "pixel_bpd": pixel_bits / dims,
+        })
+    return rows

@@ -77,19 +77,26 @@ class TrainConfig:
     """Recipe of one model; the command line may override single values."""
 
     steps: int
-    batch: int = 8
+    batch: int = 8  # images of a step, over all processes
+    micro_batch: int = 0  # images of one forward and backward pass, whose gradients are accumulated; 0 = all at once
+    recompute: bool = False  # trade time for memory: keep only the inputs of residual blocks for the backward pass
     crop: int = 64
+    augment: str = "turn"  # or "mirror" (left to right), "none"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 500
     cooldown: float = 1.0  # last part of the steps over which the rate falls as a cosine; 1 = pure cosine
-    kl_warmup_steps: int = 2000  # the KL weight rises from 0.02 to 1 over these steps
+    kl_warmup_steps: int = 2000  # the KL weight rises from 0.001 to 1 over these steps
     ema: float = 0.999
     clip: float = 2.0  # gradient norms over clip * running norm are scaled down
     skip: float = 20.0  # updates with a norm over skip * running norm (or not finite) are skipped
     validate_every: int = 2000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment not in ("turn", "mirror", "none"):
+            raise ConfigError(f"augment: expected turn, mirror or none, got {self.augment!r}")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

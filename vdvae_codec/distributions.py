@@ -18,8 +18,9 @@ class Gaussian:
     mean: Tensor
     log_sigma: Tensor
 
-    def sample(self) -> Tensor:
-        return self.mean + torch.randn_like(self.mean) * self.log_sigma.exp()
+    def sample(self, temperature: float = 1.0) -> Tensor:
+        """Draws z, with sigma times ``temperature``; 0 gives the mean."""
+        return self.mean + torch.randn_like(self.mean) * (temperature * self.log_sigma.exp())
 
 
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
@@ -70,13 +71,16 @@ class PixelMixture:
         p = (F.softmax(self.logits, 1) * (torch.sigmoid(b) - torch.sigmoid(a))).sum(1)
         return -torch.log(p + 1e-12)
 
-    def sample(self) -> Tensor:
-        """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B."""
+    def sample(self, temperature: float = 1.0) -> Tensor:
+        """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B, with logits / temperature and sigma * temperature.
+
+        0 gives the location of the most likely component.
+        """
         gumbel = -torch.log(-torch.log(torch.rand_like(self.logits).clamp(1e-6, 1 - 1e-6)))
-        choice = (self.logits + gumbel).argmax(1, keepdim=True)  # (B, 1, 3, h, w)
+        choice = (self.logits + temperature * gumbel).argmax(1, keepdim=True)  # (B, 1, 3, h, w)
         sigma = self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0]
         u = torch.rand_like(sigma).clamp(1e-6, 1 - 1e-6)
-        noise = sigma * (torch.log(u) - torch.log1p(-u))
+        noise = temperature * sigma * (torch.log(u) - torch.log1p(-u))
         x = torch.zeros_like(self.base)
         for c in range(3):
             loc = self.location(c, x).gather(1, choice[:, :, c])[:, 0]

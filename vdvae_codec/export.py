@@ -19,10 +19,11 @@ from vdvae_codec.hierarchy import Group, exact_elbo
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, elbo
 from vdvae_codec.released import WEIGHTS, load_released, save_released
-from vdvae_codec.training.data import load_folder, random_crops
-from vdvae_codec.training.loop import stack_terms
+from vdvae_codec.training.data import Crops
+from vdvae_codec.training.sources import open_images
+from vdvae_codec.training.trainer import stack_terms
 
-CROPS, SIDE = 24, 192  # for calibration, and as many others for the comparison
+PIXELS, SIDE, PART = 24 * 192**2, 192, 4 * 192**2  # of crops for calibration, and as many others for the comparison
 KNOWN_SIDE = 64
 
 
@@ -46,10 +47,16 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
     if (output / WEIGHTS).exists() and not force:
         raise ModelError(f"{output}: holds a model already; --force overwrites it")
     model, recipe, meta = load_float(checkpoint)
-    images = list(load_folder(data, SIDE).values())
-    calibration, measured = (random_crops(images, CROPS, SIDE, (recipe.seed, 2, n), augment=False) for n in range(2))
-    exact = quantise_model(model, list(torch.split(calibration, 4)))
-    image = random_crops(images, 1, KNOWN_SIDE, (recipe.seed, 3), augment=False)[0].to(torch.uint8)
+    images = open_images(data, recipe.crop, run / "cache")
+    stride = model.config.max_stride
+    side = min(SIDE, int(images.sizes.min()) // stride * stride)
+    crops = Crops(images, side, "none")
+    calibration, measured = (
+        list(torch.split(crops.batch((recipe.seed, 2, n), 0, PIXELS // side**2).float(), PART // side**2))
+        for n in range(2)
+    )
+    exact = quantise_model(model, calibration)
+    image = Crops(images, min(KNOWN_SIDE, side), "none").batch((recipe.seed, 3), 0, 1)[0]
     output.mkdir(parents=True, exist_ok=True)
     write_config(output / "config.toml", model.config, recipe)
     digest = save_released(output, model.config, exact, image)
@@ -72,18 +79,21 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
 
 
 @torch.inference_mode()
-def float_elbo_bpd(model: VDVAE, x: Tensor) -> float:
-    """Negative ELBO of the float model on images x (B, 3, H, W), bits per sub-pixel."""
+def float_elbo_bpd(model: VDVAE, batches: list[Tensor]) -> float:
+    """Negative ELBO of the float model on image batches (B, 3, H, W), bits per sub-pixel."""
     torch.manual_seed(0)
-    terms = [stack_terms(elbo(model, part), x) for part in torch.split(x, 4)]
-    return float(sum(kl.sum() + nll.sum() for kl, nll in terms))
+    bits = 0.0
+    for x in batches:
+        kl, nll = stack_terms(elbo(model, x), x)
+        bits += float(kl.sum() + nll.sum()) * x.numel()
+    return bits / sum(x.numel() for x in batches)
 
 
-def exact_elbo_bpd(model: VDVAE, x: Tensor) -> float:
-    """Negative ELBO of the exact model on images x (B, 3, H, W), bits per sub-pixel."""
+def exact_elbo_bpd(model: VDVAE, batches: list[Tensor]) -> float:
+    """Negative ELBO of the exact model on image batches (B, 3, H, W), bits per sub-pixel."""
     tables = make_tables()
     bits = 0.0
-    for part in torch.split(x, 4):
-        terms = exact_elbo(model, tables, Group(torch.ones_like(part[:, 0], dtype=torch.bool), 3), part)
+    for x in batches:
+        terms = exact_elbo(model, tables, Group(torch.ones_like(x[:, 0], dtype=torch.bool), 3), x)
         bits += sum(terms.kl_bits) + sum(terms.pixel_bits)
-    return bits / x.numel()
+    return bits / sum(x.numel() for x in batches)

@@ -71,16 +71,38 @@ class Elbo:
 
 
 class Sample:
-    """Visitor that draws from the prior; with ``acts``, latents come from the posterior mean (a reconstruction)."""
+    """Visitor that draws from the prior, at a temperature: sigma is multiplied by it (VDVAE, arXiv 2011.10650)."""
 
-    def __init__(self, acts: Acts | None = None):
-        self.acts = acts
+    def __init__(self, temperature: float = 1.0):
+        self.temperature = temperature
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
-        return p.sample() if self.acts is None else posterior(self.acts).mean
+        return torch.where(layer.alive[:, None, None], p.sample(self.temperature), p.mean)
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
-        layer.plane(x).copy_(p.sample())
+        layer.plane(x).copy_(p.sample(self.temperature))
+
+
+class Reconstruct(Sample):
+    """Visitor that keeps what layers of at least a ``stride`` say of an image, and draws all that is finer.
+
+    Kept latents are the posterior's means. Kept pixel layers are those of ``known`` (B, 3, H, W); None draws them all.
+    """
+
+    def __init__(self, acts: Acts, stride: int, known: Tensor | None, temperature: float):
+        super().__init__(temperature)
+        self.acts, self.stride, self.known = acts, stride, known
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if layer.stride < self.stride:
+            return super().latent(layer, p, posterior)
+        return torch.where(layer.alive[:, None, None], posterior(self.acts).mean, p.mean)
+
+    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        if self.known is None or layer.stride < self.stride:
+            super().pixels(layer, p, x)
+        else:
+            layer.plane(x).copy_(layer.plane(self.known))
 
 
 def elbo(model: VDVAE, x: Tensor) -> Elbo:

@@ -1,68 +1,100 @@
-"""Images in memory, and batches of random crops that depend only on (seed, step)."""
+"""Batches of random crops that depend only on (seed, step, place in the batch), made ahead in a thread."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vdvae_codec.errors import ImageError, TrainingError
-from vdvae_codec.images import image_files, read_rgb
+from vdvae_codec.errors import TrainingError
 
-log = logging.getLogger(__name__)
+AHEAD = 3  # batches
 
 
-def load_folder(folder: Path, smallest_side: int) -> dict[str, np.ndarray]:
-    """Decodes every image below a folder: {relative path: (H, W, 3) uint8}.
+class Images(Protocol):
+    """A set of images, read one by one."""
 
-    Unreadable images and those smaller than ``smallest_side`` are named in a warning and skipped; raises TrainingError
-    if nothing is left.
-    """
-    images: dict[str, np.ndarray] = {}
-    for path in tqdm(list(image_files(folder)), desc=f"reading {folder}", disable=None):
-        try:
-            image = read_rgb(path)
-        except ImageError as error:
-            log.warning("skipped %s", error)
-            continue
-        if min(image.shape[:2]) < smallest_side:
-            log.warning("skipped %s: smaller than %d pixels", path, smallest_side)
-            continue
-        images[str(path.relative_to(folder))] = image
-    if not images:
-        raise TrainingError(f"{folder}: no image of at least {smallest_side}x{smallest_side} pixels found")
-    return images
+    @property
+    def names(self) -> Sequence[str]:
+        """What each image is called; the order of a set never changes."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int64: height and width of each image."""
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        """Pixels (H, W, 3) uint8, R, G, B."""
 
 
-def split_by_file(images: dict[str, np.ndarray], share: float, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Splits whole files into (training, validation); at least one file goes to each side."""
-    names = sorted(images)
-    order = np.random.default_rng(seed).permutation(len(names))
-    count = max(1, round(share * len(names)))
-    if count >= len(names):
+class Subset:
+    """Some images of a set."""
+
+    def __init__(self, images: Images, numbers: np.ndarray):
+        self.images, self.numbers = images, numbers
+        self.names = [images.names[n] for n in numbers]
+        self.sizes = images.sizes[numbers]
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        return self.images[int(self.numbers[n])]
+
+
+def split_by_image(images: Images, share: float, seed: int) -> tuple[Subset, Subset]:
+    """Splits whole images into (training, validation) by their names' order; at least one goes to each side."""
+    order = np.argsort(np.array(images.names))[np.random.default_rng(seed).permutation(len(images.names))]
+    count = max(1, round(share * len(order)))
+    if count >= len(order):
         raise TrainingError("at least two images are needed, one of them for validation")
-    held = {names[i] for i in order[:count]}
-    return [images[n] for n in names if n not in held], [images[n] for n in names if n in held]
+    return Subset(images, np.sort(order[count:])), Subset(images, np.sort(order[:count]))
 
 
-def random_crops(images: list[np.ndarray], count: int, side: int, key: tuple[int, ...], augment: bool = True) -> Tensor:
-    """(count, 3, side, side) float32 in pixel levels, channels G, R, B; images are drawn in proportion to their area.
+class Crops:
+    """Random square crops of a set: which, where and how turned depends only on the key and the place in the batch.
 
-    ``augment`` flips and transposes, which changes no statistics that a lossless coder lives on.
+    Images are drawn in proportion to the number of crops that they hold. ``augment`` is "turn" (quarter turns and
+    mirroring), "mirror" (left to right) or "none": none of them changes statistics that a lossless coder lives on.
     """
-    rng = np.random.default_rng(key)
-    areas = np.array([i.shape[0] * i.shape[1] for i in images], float)
-    crops = np.empty((count, side, side, 3), np.uint8)
-    for n, choice in enumerate(rng.choice(len(images), count, p=areas / areas.sum())):
-        image = images[choice]
-        y, x = (rng.integers(0, size - side + 1) for size in image.shape[:2])
-        crop = image[y : y + side, x : x + side]
-        if augment:
-            crop = np.rot90(crop, int(rng.integers(4)))
-            crop = crop[:, ::-1] if rng.integers(2) else crop
-        crops[n] = crop
-    return torch.from_numpy(crops[..., [1, 0, 2]].copy()).permute(0, 3, 1, 2).float().contiguous()
+
+    def __init__(self, images: Images, side: int, augment: str):
+        self.images, self.side, self.augment = images, side, augment
+        places = (images.sizes - side + 1).astype(float)
+        if len(places) == 0 or places.min() < 1:
+            raise TrainingError(f"every image must have at least {side}x{side} pixels")
+        self._share = np.cumsum(places.prod(1))
+
+    def crop(self, key: tuple[int, ...]) -> np.ndarray:
+        """(side, side, 3) uint8, R, G, B."""
+        rng = np.random.default_rng(key)
+        n = int(np.searchsorted(self._share, rng.random() * self._share[-1], "right"))
+        y, x = (int(rng.integers(size - self.side + 1)) for size in self.images.sizes[n])
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        crop = self.images[n][y : y + self.side, x : x + self.side]
+        if self.augment == "turn":
+            crop = np.rot90(crop, turns)
+        return crop[:, ::-1] if mirrored and self.augment != "none" else crop
+
+    def batch(self, key: tuple[int, ...], first: int, count: int) -> Tensor:
+        """Crops ``first`` to ``first + count`` of the batch called ``key``: (count, 3, side, side) uint8, G, R, B."""
+        crops = np.empty((count, 3, self.side, self.side), np.uint8)
+        for place in range(count):
+            crops[place] = self.crop((*key, first + place))[..., [1, 0, 2]].transpose(2, 0, 1)
+        return torch.from_numpy(crops)
+
+
+def ahead(batch: Callable[[int], Tensor], steps: range) -> Iterator[Tensor]:
+    """batch(step) for each step, made by a thread some steps before they are asked for."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[Future[Tensor]] = []
+        try:
+            for step in steps:
+                waiting.append(pool.submit(batch, step))
+                if len(waiting) > AHEAD:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()

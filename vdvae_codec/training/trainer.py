@@ -1,0 +1,207 @@
+"""One training's state, one step of it, and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from vdvae_codec.checkpoint import load_tensors, save_tensors
+from vdvae_codec.config import ModelConfig, TrainConfig, from_dict
+from vdvae_codec.errors import TrainingError
+from vdvae_codec.model.blocks import Bottleneck
+from vdvae_codec.model.layers import LatentLayer
+from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
+from vdvae_codec.training.ema import Ema
+from vdvae_codec.training.parallel import ALONE, Processes
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, a plateau, and a cosine to zero over the last ``cooldown`` part of the steps."""
+    rise = min(1.0, (step + 1) / config.warmup_steps)
+    start = (1 - config.cooldown) * config.steps
+    fall = min(1.0, max(0.0, (step - start) / max(1.0, config.steps - start)))
+    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+def kl_weight(config: TrainConfig, step: int) -> float:
+    """Rises from 0.001 to 1 as a cube, which wakes latents that would otherwise collapse."""
+    return 0.001 + 0.999 * min(1.0, step / max(1, config.kl_warmup_steps)) ** 3
+
+
+def bpd(nats: Tensor, x: Tensor) -> Tensor:
+    """Summed nats to bits per sub-pixel of x (B, 3, H, W)."""
+    return nats / (x.numel() * math.log(2))
+
+
+def stack_terms(terms: Elbo, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(latent layers,) and (pixel layers,) in bits per sub-pixel."""
+    kl = torch.stack([k.sum() for k in terms.kl_nats]) if terms.kl_nats else torch.zeros(0, device=x.device)
+    return bpd(kl, x), bpd(torch.stack([t.sum() for t in terms.nll_nats]), x)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; CPUs without it emulate, a hundred times slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Objective(nn.Module):
+    """The negative ELBO as a module, which is what DistributedDataParallel and torch.compile take."""
+
+    def __init__(self, model: VDVAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images x (B, 3, H, W) in pixel levels to bits per dim: (latent layers,) KL and (pixel layers,) NLL."""
+        return stack_terms(elbo(self.model, x), x)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step saw, over the images of all processes."""
+
+    kl_bpd: list[float]
+    nll_bpd: list[float]
+    grad_norm: float
+    taken: bool
+    flagged: bool  # some process raised its flag
+
+    @property
+    def bpd(self) -> float:
+        return sum(self.kl_bpd) + sum(self.nll_bpd)
+
+
+class Trainer:
+    """Everything that a checkpoint holds: model, moving average, optimizer, step and the running gradient norm."""
+
+    def __init__(self, config: ModelConfig, recipe: TrainConfig, device: torch.device, processes: Processes = ALONE):
+        torch.manual_seed(recipe.seed)
+        self.config, self.recipe, self.device, self.processes = config, recipe, device, processes
+        self.model = VDVAE(config).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = Ema(self.model, recipe.ema)
+        if recipe.recompute:
+            recompute(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.step = 0
+        self.skipped = 0
+        self.seconds = 0.0
+        self.running_norm = 0.0
+        self.autocast = bf16_is_fast(device)
+        self.objective: nn.Module = Objective(self.model)
+        if processes.world > 1:
+            self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
+        if device.type == "cuda":
+            self.objective.compile()
+        self._latents = sum(isinstance(layer, LatentLayer) for layer in self.model.layers)
+
+    def update(self, chunks: Sequence[Tensor], flag: bool = False) -> Step:
+        """One step on this process's images: chunks (B, 3, H, W) uint8 or float, whose gradients are averaged.
+
+        The noise of a chunk depends on seed, step and the chunk's place among those of all processes, so that
+        one process with two chunks takes the same step as two processes with one each.
+        """
+        recipe, world = self.recipe, self.processes.world
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        weight = kl_weight(recipe, self.step)
+        shares = len(chunks) * world
+        seen = torch.zeros(0)
+        for n, chunk in enumerate(chunks):
+            place = self.processes.rank * len(chunks) + n
+            torch.manual_seed(((recipe.seed * 1_000_003 + self.step) * 4099 + place) % 2**63)
+            x = chunk.to(self.device, non_blocking=True).float().contiguous()
+            last = n == len(chunks) - 1
+            alone = isinstance(self.objective, DistributedDataParallel) and not last
+            with self.objective.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    kl, nll = self.objective(x)
+                loss = (weight * kl.sum() + nll.sum()) / len(chunks)
+                loss.backward()
+            terms = torch.cat([kl, nll]).detach()
+            seen = terms if n == 0 else seen + terms
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        both = torch.stack([norm / world, norm.new_tensor(float(flag))])
+        *means, norm_value, flags = self.processes.sum(torch.cat([seen / shares, both])).tolist()
+        taken = self._apply(gradients, norm_value)
+        return Step(means[: self._latents], means[self._latents :], norm_value, taken, flags > 0)
+
+    def _apply(self, gradients: list[Tensor], norm: float) -> bool:
+        """Clips and takes the step, unless the gradient norm is not finite or an outlier."""
+        recipe = self.recipe
+        usual = self.running_norm if self.step > 20 else math.inf
+        taken = math.isfinite(norm) and norm < recipe.skip * usual
+        if taken:
+            if norm > recipe.clip * usual:
+                torch._foreach_mul_(gradients, recipe.clip * usual / norm)
+            self.optimizer.step()
+            self.ema.update(self.model, self.step)
+        else:
+            self.skipped += 1
+        if math.isfinite(norm):
+            # A skipped step still moves the running norm, so that no threshold can skip for ever (openai/vdvae #25).
+            self.running_norm += 0.02 * (min(norm, 4 * usual) - self.running_norm) if self.running_norm else norm
+        self.step += 1
+        return taken
+
+    def save(self, run: Path, shard_mib: float, keep: int, meta: dict[str, Any]) -> None:
+        """Writes ``run/checkpoint-STEP`` and removes all but the last ``keep``; ``meta`` is kept for the caller."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        for n, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{n}.{k}": v for k, v in state.items()}
+        meta = {
+            "step": self.step, "skipped": self.skipped, "seconds": self.seconds, "running_norm": self.running_norm,
+            "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe), **meta,
+        }
+        save_tensors(run / f"checkpoint-{self.step:08d}", tensors, meta, shard_mib)
+        for old in sorted(run.glob("checkpoint-????????"))[:-keep]:
+            shutil.rmtree(old)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Reads a checkpoint; returns all of its meta data. Raises TrainingError if its model is another one."""
+        tensors, meta = load_tensors(folder)
+        if from_dict(ModelConfig, meta["config"]) != self.config:
+            raise TrainingError(f"{folder}: its model differs from the one asked for")
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.ema.model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, n, name = key.split(".")
+                if value.ndim == 4:  # the fused optimizer wants its state laid out as the weights are
+                    value = value.contiguous(memory_format=torch.channels_last)
+                state.setdefault(int(n), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.skipped = meta["step"], meta["skipped"]
+        self.seconds, self.running_norm = meta["seconds"], meta["running_norm"]
+        return meta
+
+
+def recompute(model: VDVAE) -> None:
+    """Lets every bottleneck keep its input only and compute the rest again in the backward pass: less memory."""
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            module.forward = functools.partial(  # type: ignore[method-assign]
+                checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+            )
