@@ -198,7 +198,8 @@ def train(
             for name, value in row.items():
                 values = {f"{name}/{n}": v for n, v in enumerate(value)} if isinstance(value, list) else {name: value}
                 for tag, scalar in values.items():
-                    board.add_scalar(tag, scalar, trainer.step)
+                    if scalar is not None:
+                        board.add_scalar(tag, scalar, trainer.step)
         if whole:
             plot_loss(run / "log.jsonl", run / "loss.png")
             shown = validation[0][:8].to(device).float()
