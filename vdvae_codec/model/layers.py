@@ -107,6 +107,7 @@ class PixelLayer(Layer):
 
     COUPLING = (0.9, 0.45, 0.45)  # where training starts
     SIGMAS = (2.0, 6.0, 18.0)
+    FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while they are slow to learn
 
     def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
                  mixtures: int, kernel: int):
@@ -122,7 +123,9 @@ class PixelLayer(Layer):
             sigmas = torch.tensor(self.SIGMAS).log()[torch.arange(mixtures) % len(self.SIGMAS)]
             bias[6 * mixtures : 9 * mixtures] = sigmas.repeat_interleave(3)
             bias[9 * mixtures :] = torch.tensor(self.COUPLING)
-            if self.predictor is not None:
+            if self.predictor is None:
+                self.head.weight[3 * mixtures : 6 * mixtures].mul_(self.FREE_GAIN / self.stride)
+            else:
                 self.predictor.weight.copy_(16 * nearest_average(self.stride, offset, context, kernel))
 
     def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
