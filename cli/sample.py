@@ -54,7 +54,7 @@ def load_model(name: str, device: str) -> tuple[VDVAE, TrainConfig]:
 
     Raises ModelError.
     """
-    from vdvae_codec.checkpoint import latest_checkpoint
+    from vdvae_codec.checkpoint import find_checkpoint
     from vdvae_codec.config import read_config
     from vdvae_codec.errors import ModelError
     from vdvae_codec.released import find_config, load_released, pick_device
@@ -62,8 +62,7 @@ def load_model(name: str, device: str) -> tuple[VDVAE, TrainConfig]:
     try:
         return load_released(name, device).model, read_config(find_config(name))[1]
     except ModelError:
-        folder = Path(name)
-        checkpoint = folder if (folder / "meta.json").is_file() else latest_checkpoint(folder)
+        checkpoint = find_checkpoint(Path(name))
         if checkpoint is None:
             raise
     from vdvae_codec.export import load_float

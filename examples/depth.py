@@ -103,7 +103,7 @@ class Curve:
 
 
 def follow(trainer: Trainer, crops: Crops, label: str, threshold: float | None = None) -> Curve:
-    """Trains to the recipe's end; with a ``threshold``, steps are skipped beyond that multiple of the first 20 norms."""
+    """Trains to the recipe's end; with a ``threshold``, skips beyond that multiple of the first 20 norms' mean."""
     curve, recipe, begun = Curve(), trainer.recipe, time.perf_counter()
     for step in tqdm(range(recipe.steps), desc=label, disable=None):
         result = trainer.update([crops.batch((recipe.seed, 0, step), 0, recipe.batch)])
@@ -132,8 +132,8 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @shared_options
-@click.option("--rates", default="2e-4,3e-3,1e-2", show_default=True, help="Learning rates.")
-@click.option("--seeds", default=1, show_default=True)
+@click.option("--rates", default="2e-4,1e-2", show_default=True, help="Learning rates.")
+@click.option("--seeds", default=2, show_default=True)
 def stabilisers(data: Path, steps: int, threads: int, out: Path, cache: Path, rates: str, seeds: int) -> None:
     """70 latent layers with and without the scaling and the guard.
 

@@ -208,6 +208,29 @@ def test_resuming_a_finished_run_changes_nothing(run: Path, toml: Path, folder: 
     assert (run / "log.jsonl").read_text() == before
 
 
+def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path: Path) -> None:
+    before = float(str(rows(run)[-1]["validation_bpd"]))
+    # A learning rate of zero changes nothing; a command without --model takes the run's architecture and recipe.
+    still = ["--data", folder, "--start", run, "--learning-rate", 0, "--threads", 1]
+    assert invoke("train", "--out", tmp_path / "a", "--steps", 2, *still).exit_code == 0
+    last = rows(tmp_path / "a")[-1]
+    assert (last["step"], last["validation_bpd"]) == (2, pytest.approx(before))
+    meta = load_tensors(tmp_path / "a/checkpoint-00000002")[1]
+    recipe = dataclasses.replace(RECIPE, steps=2, learning_rate=0.0, kl_warmup_steps=0)
+    assert from_dict(TrainConfig, meta["recipe"]) == recipe
+    resumed = invoke("train", "--out", tmp_path / "a", "--data", folder, "--resume", "--steps", 4, "--threads", 1)
+    assert resumed.exit_code == 0, resumed.output
+    meta = load_tensors(tmp_path / "a/checkpoint-00000004")[1]
+    assert from_dict(TrainConfig, meta["recipe"]) == dataclasses.replace(recipe, steps=4)
+
+    checkpoint = run / "checkpoint-00000006"
+    other = invoke("train", "--model", "photo", "--out", tmp_path / "b", "--data", folder, "--start", checkpoint)
+    assert (other.exit_code, other.output.count("\n")) == (1, 1), other.output
+    nothing = invoke("train", "--out", tmp_path / "c", "--data", folder, "--start", tmp_path / "nowhere")
+    assert (nothing.exit_code, nothing.output.count("\n")) == (1, 1)
+    assert "nowhere: holds no checkpoint to start from" in nothing.output and not (tmp_path / "c").exists()
+
+
 def test_bad_training_data_is_refused(toml: Path, tmp_path: Path, photo: np.ndarray) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -298,6 +321,7 @@ def test_schedules() -> None:
     assert rates[500:] == sorted(rates[500:], reverse=True)
     weights = [kl_weight(recipe, step) for step in range(1001)]
     assert weights[0] < 0.05 and weights == sorted(weights) and weights[100] == weights[-1] == 1
+    assert kl_weight(dataclasses.replace(recipe, kl_warmup_steps=0), 0) == 1
 
 
 def test_gaussian_kl() -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vdvae_codec.config import ModelConfig, TrainConfig, from_dict
 from vdvae_codec.errors import ModelError
 
 
@@ -48,6 +49,21 @@ def load_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder}: not a readable checkpoint ({error})") from error
     return tensors, meta
+
+
+def read_checkpoint(folder: Path) -> tuple[ModelConfig, TrainConfig]:
+    """A checkpoint's architecture and recipe, without its tensors; raises ModelError or ConfigError."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        values = meta["config"], meta["recipe"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: not a readable checkpoint ({error})") from error
+    return from_dict(ModelConfig, values[0]), from_dict(TrainConfig, values[1], "recipe")
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """``folder`` if it is a checkpoint, else the latest one of the run ``folder``, or None."""
+    return folder if (folder / "meta.json").is_file() else latest_checkpoint(folder)
 
 
 def latest_checkpoint(run: Path) -> Path | None:

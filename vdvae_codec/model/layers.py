@@ -107,7 +107,7 @@ class PixelLayer(Layer):
 
     COUPLING = (0.9, 0.45, 0.45)  # where training starts
     SIGMAS = (2.0, 6.0, 18.0)
-    FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while they are slow to learn
+    FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while these are slow
 
     def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
                  mixtures: int, kernel: int):

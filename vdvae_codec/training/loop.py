@@ -32,9 +32,10 @@ SAVE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training is run; none of it changes what is trained."""
+    """How a training is begun, watched and kept."""
 
     resume: bool = False
+    start: Path | None = None  # the checkpoint whose weights a new training starts with
     minutes: float | None = None
     shard_mib: float = 1024
     keep: int = 2  # checkpoints
@@ -136,10 +137,12 @@ def chunk_size(recipe: TrainConfig, world: int) -> int:
     return recipe.micro_batch or recipe.batch // world
 
 
-def begin(trainer: Trainer, run: Path) -> Sums:
-    """Loads the run's latest checkpoint, if there is one, and drops log rows that it does not know of."""
+def begin(trainer: Trainer, run: Path, start: Path | None) -> Sums:
+    """Loads the run's latest checkpoint and drops log rows that it does not know of; without one, takes ``start``."""
     last = latest_checkpoint(run)
     if last is None:
+        if start is not None:
+            trainer.start_from(start)
         return Sums()
     meta = trainer.load(last)
     log = run / "log.jsonl"
@@ -162,7 +165,7 @@ def train(
     chunk = chunk_size(recipe, processes.world)
     mine = recipe.batch // processes.world  # images of a step that this process sees
     trainer = Trainer(config, recipe, device, processes)
-    sums = begin(trainer, run)
+    sums = begin(trainer, run, options.start)
     run.mkdir(parents=True, exist_ok=True)
     crops = Crops(images, recipe.crop, recipe.augment)
     validation = validation_batches(held_out, config, recipe)

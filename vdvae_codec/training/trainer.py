@@ -38,7 +38,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def kl_weight(config: TrainConfig, step: int) -> float:
     """Rises from 0.001 to 1 as a cube, which wakes latents that would otherwise collapse."""
-    return 0.001 + 0.999 * min(1.0, step / max(1, config.kl_warmup_steps)) ** 3
+    part = min(1.0, step / config.kl_warmup_steps) if config.kl_warmup_steps else 1.0
+    return 0.001 + 0.999 * part**3
 
 
 def bpd(nats: Tensor, x: Tensor) -> Tensor:
@@ -163,6 +164,17 @@ class Trainer:
         self.step += 1
         return taken
 
+    def start_from(self, folder: Path) -> None:
+        """Takes a checkpoint's averaged weights and nothing else. Raises TrainingError if its model is another one."""
+        weights = self._weights(*load_tensors(folder), folder, "ema.")
+        self.model.load_state_dict(weights)
+        self.ema.model.load_state_dict(weights)
+
+    def _weights(self, tensors: dict[str, Tensor], meta: dict[str, Any], folder: Path, part: str) -> dict[str, Tensor]:
+        if from_dict(ModelConfig, meta["config"]) != self.config:
+            raise TrainingError(f"{folder}: its model differs from the one asked for")
+        return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+
     def save(self, run: Path, shard_mib: float, keep: int, meta: dict[str, Any]) -> None:
         """Writes ``run/checkpoint-STEP`` and removes all but the last ``keep``; ``meta`` is kept for the caller."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -180,10 +192,8 @@ class Trainer:
     def load(self, folder: Path) -> dict[str, Any]:
         """Reads a checkpoint; returns all of its meta data. Raises TrainingError if its model is another one."""
         tensors, meta = load_tensors(folder)
-        if from_dict(ModelConfig, meta["config"]) != self.config:
-            raise TrainingError(f"{folder}: its model differs from the one asked for")
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        self.ema.model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+        self.model.load_state_dict(self._weights(tensors, meta, folder, "model."))
+        self.ema.model.load_state_dict(self._weights(tensors, meta, folder, "ema."))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
