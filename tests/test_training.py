@@ -319,6 +319,8 @@ def test_schedules() -> None:
     assert rates[0] == pytest.approx(0.01) and rates[9] == rates[500] == 0.1
     assert rates[750] == pytest.approx(0.05) and rates[1000] == pytest.approx(0)
     assert rates[500:] == sorted(rates[500:], reverse=True)
+    short = dataclasses.replace(recipe, steps=50)
+    assert [learning_rate(short, step) for step in (2, 5, 25)] == pytest.approx([0.05, 0.1, 0.1])
     weights = [kl_weight(recipe, step) for step in range(1001)]
     assert weights[0] < 0.05 and weights == sorted(weights) and weights[100] == weights[-1] == 1
     assert kl_weight(dataclasses.replace(recipe, kl_warmup_steps=0), 0) == 1

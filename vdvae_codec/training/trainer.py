@@ -29,8 +29,8 @@ from vdvae_codec.training.parallel import ALONE, Processes
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, a plateau, and a cosine to zero over the last ``cooldown`` part of the steps."""
-    rise = min(1.0, (step + 1) / config.warmup_steps)
+    """Linear warm-up over at most a tenth of the steps, a plateau, a cosine to zero over the last ``cooldown`` part."""
+    rise = min(1.0, (step + 1) / min(config.warmup_steps, 1 + config.steps // 10))
     start = (1 - config.cooldown) * config.steps
     fall = min(1.0, max(0.0, (step - start) / max(1.0, config.steps - start)))
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * fall))
