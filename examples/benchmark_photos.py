@@ -136,12 +136,12 @@ def run_classical(path: Path, codec: str) -> Row:
     return row_of(path, codec, out.tell(), encoded - begun, time.perf_counter() - encoded, same)
 
 
-def run_ours(paths: list[Path], work: Path, device: str, bar: tqdm[Any]) -> tuple[list[Row], dict[str, Process]]:
+def run_ours(paths: list[Path], work: Path, model: str, device: str, bar: tqdm[Any]) -> tuple[list[Row], dict[str, Process]]:
     """All images in four fresh processes, the first of ``paths`` to warm up: rows, and what the processes took."""
     for name in ("files", "verified", "decoded"):
         (work / name).mkdir()
     files = [work / "files" / f"{p.stem}.vdz" for p in paths]
-    on = ("--device", device)
+    on = ("--model", model, "--device", device)
     compress = run_codec("compress", paths, "-o", work / "files", "--no-fallback", "--no-verify", *on, bar=bar)
     verified = run_codec("compress", paths, "-o", work / "verified", "--no-fallback", *on, bar=bar)
     decompress = run_codec("decompress", files, "-o", work / "decoded", *on, bar=bar)
@@ -231,7 +231,8 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
               help=f"Of {OURS} and JPEG XL; PNG and WebP have one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
-def main(folder: Path, limit: int | None, out: Path, threads: int, device: str) -> None:
+@click.option("--model", default="photo", show_default=True, help=f"Of {OURS}.")
+def main(folder: Path, limit: int | None, out: Path, threads: int, device: str, model: str) -> None:
     """Compare codecs on the images of FOLDER."""
     from pillow_jxl import JpegXLImagePlugin
 
@@ -240,7 +241,7 @@ def main(folder: Path, limit: int | None, out: Path, threads: int, device: str) 
         if options["format"] == "JXL":
             options["num_threads"] = threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes inherit it
-    setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} on {device}"
+    setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} {model} on {device}"
     with tempfile.TemporaryDirectory() as temp:
         paths = save_plain(folder, limit, Path(temp))
         with tqdm(total=len(CLASSICAL) * (len(paths) - 1) + 4 * len(paths), unit="coding") as bar:
@@ -248,7 +249,7 @@ def main(folder: Path, limit: int | None, out: Path, threads: int, device: str) 
             for codec, path in itertools.product(CLASSICAL, paths[1:]):
                 by_codec[codec].append(run_classical(path, codec))
                 bar.update()
-            by_codec[OURS], processes = run_ours(paths, Path(temp), device, bar)
+            by_codec[OURS], processes = run_ours(paths, Path(temp), model, device, bar)
     text = report(by_codec, processes, setting)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text)
