@@ -136,7 +136,9 @@ def run_classical(path: Path, codec: str) -> Row:
     return row_of(path, codec, out.tell(), encoded - begun, time.perf_counter() - encoded, same)
 
 
-def run_ours(paths: list[Path], work: Path, model: str, device: str, bar: tqdm[Any]) -> tuple[list[Row], dict[str, Process]]:
+def run_ours(
+    paths: list[Path], work: Path, model: str, device: str, bar: tqdm[Any]
+) -> tuple[list[Row], dict[str, Process]]:
     """All images in four fresh processes, the first of ``paths`` to warm up: rows, and what the processes took."""
     for name in ("files", "verified", "decoded"):
         (work / name).mkdir()
