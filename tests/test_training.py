@@ -226,6 +226,11 @@ def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path
     checkpoint = run / "checkpoint-00000006"
     other = invoke("train", "--model", "photo", "--out", tmp_path / "b", "--data", folder, "--start", checkpoint)
     assert (other.exit_code, other.output.count("\n")) == (1, 1), other.output
+    tensors, meta = load_tensors(checkpoint)
+    averages = {k: v for k, v in tensors.items() if k.startswith("ema.")}
+    save_tensors(tmp_path / "d" / checkpoint.name, averages, {k: v for k, v in meta.items() if k != "parts"})
+    resumed = invoke("train", "--out", tmp_path / "d", "--data", folder, "--resume", "--steps", 8, "--threads", 1)
+    assert resumed.exit_code == 1 and resumed.output.endswith("averaged weights only; begin a new run with --start\n")
     nothing = invoke("train", "--out", tmp_path / "c", "--data", folder, "--start", tmp_path / "nowhere")
     assert (nothing.exit_code, nothing.output.count("\n")) == (1, 1)
     assert "nowhere: holds no checkpoint to start from" in nothing.output and not (tmp_path / "c").exists()

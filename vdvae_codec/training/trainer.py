@@ -190,8 +190,11 @@ class Trainer:
             shutil.rmtree(old)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Reads a checkpoint; returns all of its meta data. Raises TrainingError if its model is another one."""
+        """Reads a checkpoint; returns all of its meta data. Raises TrainingError if its model is another one, or if it
+        holds averaged weights alone."""
         tensors, meta = load_tensors(folder)
+        if not any(k.startswith("model.") for k in tensors):
+            raise TrainingError(f"{folder}: holds averaged weights only; begin a new run with --start")
         self.model.load_state_dict(self._weights(tensors, meta, folder, "model."))
         self.ema.model.load_state_dict(self._weights(tensors, meta, folder, "ema."))
         state: dict[int, dict[str, Tensor]] = {}
