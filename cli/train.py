@@ -12,7 +12,7 @@ from vdvae_codec.cli.common import one_line_errors
 
 @click.command(epilog="Example: vdvae-codec train --model photo --data photos/ --out run --minutes 60")
 @click.option("--model", help="Architecture and recipe: a shipped model, a folder, or a .toml file; by default the "
-                              "run's own with --resume, the checkpoint's with --start, else photo.")
+                              "run's own with --resume, the checkpoint's with --init, else photo.")
 @click.option("--data", required=True, type=click.Path(path_type=Path),
               help="Images: a folder (searched recursively) of image files, .tar shards, CIFAR-10 or ImageNet32/64 "
                    "batches; or one .npy, .npz (FILE.npz:KEY names the array), .tar or batch file.")
@@ -20,7 +20,7 @@ from vdvae_codec.cli.common import one_line_errors
               help="Validation images, likewise; by default 5 % of the images of --data are held out.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's latest checkpoint.")
-@click.option("--start", type=click.Path(path_type=Path),
+@click.option("--init", "start", type=click.Path(path_type=Path),
               help="A run or checkpoint: start with its averaged weights, at step 0 and without KL warm-up.")
 @click.option("--minutes", type=float, help="Stop with a clean checkpoint after this time.")
 @click.option("--steps", type=int, help="Length of the schedule; by default the recipe's.")

@@ -15,16 +15,19 @@ from click.testing import CliRunner, Result
 from conftest import TINY, Arrays
 from PIL import Image
 from torch import Tensor
+from torch.distributed.run import get_args_parser
 
 from vdvae_codec import api
 from vdvae_codec.checkpoint import latest_checkpoint, load_tensors, save_tensors
 from vdvae_codec.cli.main import main
+from vdvae_codec.cli.train import train as train_command
 from vdvae_codec.config import ModelConfig, TrainConfig, from_dict, read_config, write_config
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.errors import ConfigError, ModelError, TrainingError
 from vdvae_codec.images import read_picture, write_image
 from vdvae_codec.training.data import Crops, ahead, split_by_image
 from vdvae_codec.training.loop import RunOptions, train
+from vdvae_codec.training.processing import YCC, mosaiced, process, subsampled
 from vdvae_codec.training.sources import open_images
 from vdvae_codec.training.trainer import Trainer, kl_weight, learning_rate
 
@@ -211,7 +214,7 @@ def test_resuming_a_finished_run_changes_nothing(run: Path, toml: Path, folder: 
 def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path: Path) -> None:
     before = float(str(rows(run)[-1]["validation_bpd"]))
     # A learning rate of zero changes nothing; a command without --model takes the run's architecture and recipe.
-    still = ["--data", folder, "--start", run, "--learning-rate", 0, "--threads", 1]
+    still = ["--data", folder, "--init", run, "--learning-rate", 0, "--threads", 1]
     assert invoke("train", "--out", tmp_path / "a", "--steps", 2, *still).exit_code == 0
     last = rows(tmp_path / "a")[-1]
     assert (last["step"], last["validation_bpd"]) == (2, pytest.approx(before))
@@ -224,14 +227,14 @@ def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path
     assert from_dict(TrainConfig, meta["recipe"]) == dataclasses.replace(recipe, steps=4)
 
     checkpoint = run / "checkpoint-00000006"
-    other = invoke("train", "--model", "photo", "--out", tmp_path / "b", "--data", folder, "--start", checkpoint)
+    other = invoke("train", "--model", "photo", "--out", tmp_path / "b", "--data", folder, "--init", checkpoint)
     assert (other.exit_code, other.output.count("\n")) == (1, 1), other.output
     tensors, meta = load_tensors(checkpoint)
     averages = {k: v for k, v in tensors.items() if k.startswith("ema.")}
     save_tensors(tmp_path / "d" / checkpoint.name, averages, {k: v for k, v in meta.items() if k != "parts"})
     resumed = invoke("train", "--out", tmp_path / "d", "--data", folder, "--resume", "--steps", 8, "--threads", 1)
-    assert resumed.exit_code == 1 and resumed.output.endswith("averaged weights only; begin a new run with --start\n")
-    nothing = invoke("train", "--out", tmp_path / "c", "--data", folder, "--start", tmp_path / "nowhere")
+    assert resumed.exit_code == 1 and resumed.output.endswith("averaged weights only; begin a new run with --init\n")
+    nothing = invoke("train", "--out", tmp_path / "c", "--data", folder, "--init", tmp_path / "nowhere")
     assert (nothing.exit_code, nothing.output.count("\n")) == (1, 1)
     assert "nowhere: holds no checkpoint to start from" in nothing.output and not (tmp_path / "c").exists()
 
@@ -398,6 +401,53 @@ def test_crops_are_turned_and_mirrored(photo: np.ndarray, augment: str, ways: in
     assert len(seen) == ways and square[..., [1, 0, 2]].tobytes() in seen
     if augment == "mirror":
         assert square[:, ::-1, [1, 0, 2]].tobytes() in seen
+
+
+def test_photographs_get_random_histories(photo: np.ndarray) -> None:
+    crops = Crops(Arrays({"": photo}), 64, "photo")
+    batch = crops.batch((0,), 0, 200)
+    assert torch.equal(batch[50:60], crops.batch((0,), 50, 10))
+    windows = np.lib.stride_tricks.sliding_window_view(photo[..., 0], (64, 64)).reshape(-1, 64 * 64)
+    reds = {red.tobytes() for red in windows}
+    turned = [[np.rot90(red, k)[:, ::way].tobytes() for k in range(4) for way in (1, -1)] for red in batch[:, 1].numpy()]
+    assert 0.3 < np.mean([any(t in reds for t in ways) for ways in turned]) < 0.6  # the others were processed
+    grey = (batch[:, :1] == batch).flatten(1).all(1)
+    assert 0 < int(grey.sum()) < 30
+
+
+def test_processing_leaves_no_comb_and_no_edge(photo: np.ndarray) -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        ramp = np.linspace(40, 200, 300)[None, :, None] + rng.uniform(-9, 9, (300, 300, 3))
+        out = process(ramp.round().astype(np.uint8), 128, rng)
+        assert out.shape == (128, 128, 3)
+        counts = np.bincount(out[..., 1].ravel(), minlength=256)
+        low, high = np.percentile(out[..., 1], [20, 80]).astype(int)
+        assert counts[low : high + 1].min() > 0.2 * counts[low : high + 1].mean()
+        flat = process(np.full((300, 300, 3), 77, np.uint8), 64, np.random.default_rng(seed)).astype(float)
+        assert abs(flat[:2].mean() - flat[30:34].mean()) < 4
+
+
+def test_a_mosaic_keeps_what_the_sensor_saw(photo: np.ndarray) -> None:
+    image = photo.astype(np.float32)
+    out = mosaiced(image)
+    assert np.array_equal(out[0::2, 0::2, 0], image[0::2, 0::2, 0])
+    assert np.array_equal(out[1::2, 0::2, 1], image[1::2, 0::2, 1])
+    assert np.allclose(mosaiced(np.full_like(image, 50)), 50)
+    assert 0.5 < np.abs(out - image).mean() < 10
+
+
+def test_colour_is_stored_at_half_the_resolution(photo: np.ndarray) -> None:
+    image = photo.astype(np.float32)
+    out = subsampled(image, np.random.default_rng(0))
+    assert np.abs((out - image) @ YCC[0]).max() < 0.51  # the light stays
+    assert np.abs(out - image).mean() > 0.3
+
+
+def test_no_option_is_an_abbreviation_of_one_of_torchrun() -> None:
+    theirs = [option for action in get_args_parser()._actions for option in action.option_strings]
+    ours = [option for parameter in train_command.params for option in parameter.opts]
+    assert [o for o in ours if any(their.startswith(o) for their in theirs)] == []
 
 
 def test_crops_are_drawn_by_number_of_places() -> None:

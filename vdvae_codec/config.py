@@ -81,7 +81,7 @@ class TrainConfig:
     micro_batch: int = 0  # images of one forward and backward pass, whose gradients are accumulated; 0 = all at once
     recompute: bool = False  # trade time for memory: keep only the inputs of residual blocks for the backward pass
     crop: int = 64
-    augment: str = "turn"  # or "mirror" (left to right), "none"
+    augment: str = "turn"  # or "photo" (and random processing), "mirror" (left to right), "none"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
@@ -95,8 +95,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.augment not in ("turn", "mirror", "none"):
-            raise ConfigError(f"augment: expected turn, mirror or none, got {self.augment!r}")
+        if self.augment not in ("turn", "photo", "mirror", "none"):
+            raise ConfigError(f"augment: expected turn, photo, mirror or none, got {self.augment!r}")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:

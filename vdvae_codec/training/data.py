@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.errors import TrainingError
+from vdvae_codec.training.processing import process
 
 AHEAD = 3  # batches
 
@@ -56,6 +57,7 @@ class Crops:
 
     Images are drawn in proportion to the number of crops that they hold. ``augment`` is "turn" (quarter turns and
     mirroring), "mirror" (left to right) or "none": none of them changes statistics that a lossless coder lives on.
+    "photo" turns too, and gives most crops a random history as photographs have it (``processing``).
     """
 
     def __init__(self, images: Images, side: int, augment: str):
@@ -69,10 +71,13 @@ class Crops:
         """(side, side, 3) uint8, R, G, B."""
         rng = np.random.default_rng(key)
         n = int(np.searchsorted(self._share, rng.random() * self._share[-1], "right"))
-        y, x = (int(rng.integers(size - self.side + 1)) for size in self.images.sizes[n])
+        side = self.side if self.augment != "photo" else 2 * self.side + 16
+        y, x = (int(rng.integers(max(1, size - side + 1))) for size in self.images.sizes[n])
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        crop = self.images[n][y : y + self.side, x : x + self.side]
-        if self.augment == "turn":
+        crop = self.images[n][y : y + side, x : x + side]
+        if self.augment == "photo":
+            crop = process(crop, self.side, rng)
+        if self.augment in ("turn", "photo"):
             crop = np.rot90(crop, turns)
         return crop[:, ::-1] if mirrored and self.augment != "none" else crop
 

@@ -194,7 +194,7 @@ class Trainer:
         holds averaged weights alone."""
         tensors, meta = load_tensors(folder)
         if not any(k.startswith("model.") for k in tensors):
-            raise TrainingError(f"{folder}: holds averaged weights only; begin a new run with --start")
+            raise TrainingError(f"{folder}: holds averaged weights only; begin a new run with --init")
         self.model.load_state_dict(self._weights(tensors, meta, folder, "model."))
         self.ema.model.load_state_dict(self._weights(tensors, meta, folder, "ema."))
         state: dict[int, dict[str, Tensor]] = {}

@@ -1,0 +1,107 @@
+"""What cameras, scanners and editors do to photographs before someone stores them without loss.
+
+The pixels of a photograph bear the marks of its making: a sensor that saw one colour a pixel, colour stored at half the
+resolution, grain, a resampling. A coder gains by seeing which of them it has before it, and learns to only if its
+training images differ in them. All is done in float, and tones are changed only together with a resampling, so that no
+histogram gets the comb of rounding twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)  # BT.601
+RGB = np.linalg.inv(YCC).astype(np.float32)
+SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+
+
+def resize(image: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
+    """(h, w, C) float32 to (height, width, C)."""
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in image.transpose(2, 0, 1)]
+    return np.stack([np.asarray(p.resize((width, height), method)) for p in planes], -1)
+
+
+def blur(image: np.ndarray) -> np.ndarray:
+    """(h, w, C) under the kernel (1, 2, 1) / 4 both ways."""
+    p = np.pad(image, ((1, 1), (1, 1), (0, 0)), "reflect")
+    p = p[:-2] + 2 * p[1:-1] + p[2:]
+    out: np.ndarray = (p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]) / 16
+    return out
+
+
+def cut(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of an image, or all of a side that is shorter."""
+    y, x = (int(rng.integers(max(1, size - side + 1))) for size in image.shape[:2])
+    return image[y : y + side, x : x + side]
+
+
+def rescaled(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Twice as small where ``side`` pixels are left then, or up to twice as large; tones and saturation change a little."""
+    if rng.random() < 0.5 and min(image.shape[:2]) >= 2 * side:
+        method = Image.Resampling.BOX if rng.random() < 0.5 else Image.Resampling.LANCZOS
+        image = resize(image, image.shape[0] // 2, image.shape[1] // 2, method)
+    else:
+        image, factor = cut(image, side, rng), rng.uniform(1.1, 2)
+        height, width = (int(size * factor) for size in image.shape[:2])
+        image = resize(image, height, width, SMOOTH[rng.integers(3)])
+    grey = (image @ YCC[0])[..., None]
+    image = grey + np.float32(rng.uniform(0.6, 1.3)) * (image - grey)
+    tones: np.ndarray = 255 * (image / 255).clip(0, 1) ** np.float32(rng.uniform(0.8, 1.25))
+    return tones
+
+
+def grainy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise that grows with the light or does not, of the colours or of the light alone, sharp or soft."""
+    sigma = np.float32(np.exp(rng.uniform(np.log(0.3), np.log(8))))
+    noise = rng.standard_normal((*image.shape[:2], 3 if rng.random() < 0.5 else 1), np.float32)
+    if rng.random() < 0.5:
+        noise = 2 * blur(noise)
+    if rng.random() < 0.5:
+        noise = noise * np.sqrt(image.clip(4, 255) / 128)
+    out: np.ndarray = image + sigma * noise
+    return out
+
+
+def mosaiced(image: np.ndarray) -> np.ndarray:
+    """Every pixel loses two colours, as under a Bayer filter; they are interpolated, red and blue relative to green."""
+    mask = np.zeros_like(image)
+    mask[0::2, 0::2, 0] = mask[1::2, 1::2, 2] = mask[0::2, 1::2, 1] = mask[1::2, 0::2, 1] = 1
+    known = image * mask
+    green = (known + 2 * blur(known) * (1 - mask))[..., 1:2]
+    rest = green + 4 * blur((image - green) * mask)
+    return np.concatenate([rest[..., :1], green, rest[..., 2:]], -1)
+
+
+def subsampled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colour differences at half the resolution, across or both ways, as in PhotoCD, video and most cameras' files."""
+    h, w = image.shape[:2]
+    ycc = image @ YCC.T
+    if rng.random() < 0.5:
+        ycc = ycc.round()
+    method = (Image.Resampling.NEAREST, *SMOOTH)[rng.integers(4)]
+    small = resize(ycc[..., 1:], h // 2 if rng.random() < 0.75 else h, w // 2, Image.Resampling.BOX).round()
+    out: np.ndarray = np.concatenate([ycc[..., :1], resize(small, h, w, method)], -1) @ RGB.T
+    return out
+
+
+def process(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square (side, side, 3) of a photograph (H, W, 3) uint8, R, G, B, with a random history.
+
+    Four in ten are left as they are.
+    """
+    if rng.random() < 0.3:
+        return cut(image, side, rng)
+    margin = 8  # so that no filter's edge is seen
+    out = image.astype(np.float32)
+    out = rescaled(out, side + margin, rng) if rng.random() < 0.4 else out
+    out = cut(out, side + margin, rng)
+    if rng.random() < 0.35:
+        out = grainy(out, rng)
+    if rng.random() < 0.2:
+        out = mosaiced(out)
+    if rng.random() < 0.35:
+        out = subsampled(out, rng)
+    if rng.random() < 0.04:
+        out = np.repeat((out @ YCC[0])[..., None], 3, 2)
+    return cut(out.round().clip(0, 255).astype(np.uint8), side, rng)
