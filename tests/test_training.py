@@ -409,7 +409,8 @@ def test_photographs_get_random_histories(photo: np.ndarray) -> None:
     assert torch.equal(batch[50:60], crops.batch((0,), 50, 10))
     windows = np.lib.stride_tricks.sliding_window_view(photo[..., 0], (64, 64)).reshape(-1, 64 * 64)
     reds = {red.tobytes() for red in windows}
-    turned = [[np.rot90(red, k)[:, ::way].tobytes() for k in range(4) for way in (1, -1)] for red in batch[:, 1].numpy()]
+    seen = batch[:, 1].numpy()
+    turned = [[np.rot90(red, k)[:, ::way].tobytes() for k in range(4) for way in (1, -1)] for red in seen]
     assert 0.3 < np.mean([any(t in reds for t in ways) for ways in turned]) < 0.6  # the others were processed
     grey = (batch[:, :1] == batch).flatten(1).all(1)
     assert 0 < int(grey.sum()) < 30

@@ -37,7 +37,7 @@ def cut(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def rescaled(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Twice as small where ``side`` pixels are left then, or up to twice as large; tones and saturation change a little."""
+    """Half as large where ``side`` pixels are left then, or up to twice; tones and saturation change a little."""
     if rng.random() < 0.5 and min(image.shape[:2]) >= 2 * side:
         method = Image.Resampling.BOX if rng.random() < 0.5 else Image.Resampling.LANCZOS
         image = resize(image, image.shape[0] // 2, image.shape[1] // 2, method)
