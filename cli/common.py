@@ -21,6 +21,18 @@ device_option = click.option(
     help="Where the networks run. Files are the same either way.",
 )
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads of a process; by default all cores.",
+)
+
+
+def use_threads(threads: int | None) -> None:
+    """Limits torch's threads; None leaves them as they are."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
 
 def tune_process() -> None:
     """Speeds up what torch will do; to be called before it is imported. Changes no result.

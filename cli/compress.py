@@ -9,21 +9,33 @@ from pathlib import Path
 
 import click
 
-from vdvae_codec.cli.common import STREAM, device_option, each, output_path, read_input, refuse_existing, write_output
+from vdvae_codec.cli.common import (
+    STREAM,
+    device_option,
+    each,
+    output_path,
+    read_input,
+    refuse_existing,
+    threads_option,
+    use_threads,
+    write_output,
+)
+from vdvae_codec.config import DEFAULT_MODEL
 
 
 @click.command(epilog="Example: vdvae-codec compress *.png -o archive/")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="File, existing folder, or -.")
-@click.option("--model", default="photo", show_default=True, help="A shipped model's name, or a model's folder.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A shipped model's name, or a model's folder.")
 @device_option
+@threads_option
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
 @click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
 def compress(
-    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, no_verify: bool, no_fallback: bool,
-    force: bool, as_json: bool,
+    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, threads: int | None, no_verify: bool,
+    no_fallback: bool, force: bool, as_json: bool,
 ) -> None:
     """Compress images losslessly to .vdz files beside them.
 
@@ -36,6 +48,7 @@ def compress(
         data = read_input(path)
         from vdvae_codec import api
 
+        use_threads(threads)
         begun = time.perf_counter()
         result, report = api.compress(
             data, str(path), model, device, verify=not no_verify, fallback=not no_fallback

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import click
 
-from vdvae_codec.cli.common import STREAM, device_option, each, output_path, read_input, refuse_existing, write_output
+from vdvae_codec.cli.common import (
+    STREAM,
+    device_option,
+    each,
+    output_path,
+    read_input,
+    refuse_existing,
+    threads_option,
+    use_threads,
+    write_output,
+)
 
 
 @click.command(epilog="Example: vdvae-codec decompress archive/*.vdz -o restored/")
@@ -17,10 +27,12 @@ from vdvae_codec.cli.common import STREAM, device_option, each, output_path, rea
               help="File (its suffix chooses the format), existing folder, or -.")
 @click.option("--model", help="Folder of the model, for files made with one that is not shipped.")
 @device_option
+@threads_option
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
 def decompress(
-    inputs: tuple[Path, ...], output: Path | None, model: str | None, device: str, force: bool, as_json: bool
+    inputs: tuple[Path, ...], output: Path | None, model: str | None, device: str, threads: int | None, force: bool,
+    as_json: bool,
 ) -> None:
     """Decode .vdz files to images, bit for bit what was compressed: PNG unless the output's suffix says otherwise.
 
@@ -34,6 +46,7 @@ def decompress(
         from vdvae_codec import api
 
         data = read_input(path)
+        use_threads(threads)
         begun = time.perf_counter()
         image, suffix = api.decompress(data, wanted, model, device)
         seconds = time.perf_counter() - begun

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from vdvae_codec.cli.common import STREAM, one_line_errors, read_input, refuse_existing, write_output
+from vdvae_codec.config import DEFAULT_MODEL
 
 
 @click.command(epilog="Example: vdvae-codec reconstruct photo.png -o sheet.png")
 @click.argument("image", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
               help="A lossless image file (its suffix chooses the format), or - for PNG on stdout.")
-@click.option("--model", default="photo", show_default=True, help="A shipped model's name, or a model's folder.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A shipped model's name, or a model's folder.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
               help="Of what is drawn: 0 takes the most likely, 1 draws as the model would.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vdvae_codec.cli.common import STREAM, one_line_errors, refuse_existing, write_output
+from vdvae_codec.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from vdvae_codec.config import TrainConfig
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: vdvae-codec sample --model run -n 64 --temperature 0.9 --size 32 -o sheet.png")
-@click.option("--model", default="photo", show_default=True,
+@click.option("--model", default=DEFAULT_MODEL, show_default=True,
               help="A shipped model's name, a model's folder, or a training's or checkpoint's (averaged weights).")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Number of images.")
 @click.option("--size", type=click.IntRange(min=1), help="Sides in pixels; by default of the crops it was trained on.")

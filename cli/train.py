@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from vdvae_codec.cli.common import one_line_errors
+from vdvae_codec.cli.common import one_line_errors, threads_option, use_threads
+from vdvae_codec.config import DEFAULT_MODEL
 
 
 @click.command(epilog="Example: vdvae-codec train --model photo --data photos/ --out run --minutes 60")
 @click.option("--model", help="Architecture and recipe: a shipped model, a folder, or a .toml file; by default the "
-                              "run's own with --resume, the checkpoint's with --init, else photo.")
+                              f"run's own with --resume, the checkpoint's with --init, else {DEFAULT_MODEL}.")
 @click.option("--data", required=True, type=click.Path(path_type=Path),
               help="Images: a folder (searched recursively) of image files, .tar shards, CIFAR-10 or ImageNet32/64 "
                    "batches; or one .npy, .npz (FILE.npz:KEY names the array), .tar or batch file.")
@@ -30,7 +31,7 @@ from vdvae_codec.cli.common import one_line_errors
               help="Crops per forward and backward pass, gradients accumulated over the batch: less memory.")
 @click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints that are kept.")
 @click.option("--shard-mib", type=float, default=1024, show_default=True, help="Largest file of a checkpoint.")
-@click.option("--threads", type=int, help="CPU threads of a process; by default all cores.")
+@threads_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def train(
     model: str | None, data: Path, val: Path | None, out: Path, resume: bool, start: Path | None, minutes: float | None,
@@ -44,7 +45,6 @@ def train(
     run that was not interrupted. Many processes: torchrun --nproc-per-node N -m vdvae_codec.training, same options.
     """
     with one_line_errors():
-        import torch
 
         from vdvae_codec.checkpoint import find_checkpoint, latest_checkpoint, read_checkpoint
         from vdvae_codec.config import read_config
@@ -56,13 +56,15 @@ def train(
         from vdvae_codec.training.parallel import processes
         from vdvae_codec.training.sources import open_images
 
-        if threads:
-            torch.set_num_threads(threads)
+        use_threads(threads)
         started = None if start is None else find_checkpoint(start)
         if start is not None and started is None:
             raise TrainingError(f"{start}: holds no checkpoint to start from")
         own = latest_checkpoint(out) if resume else started
-        config, recipe = read_checkpoint(own) if own and model is None else read_config(find_config(model or "photo"))
+        if own and model is None:
+            config, recipe = read_checkpoint(own)
+        else:
+            config, recipe = read_config(find_config(model or DEFAULT_MODEL))
         changes = {
             "steps": steps, "learning_rate": learning_rate, "batch": batch, "micro_batch": micro_batch,
             "kl_warmup_steps": 0 if started else None,

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vdvae_codec.config import DEFAULT_MODEL
 from vdvae_codec.images import image_files
 
 OURS = "vdvae-codec"
@@ -233,7 +234,7 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
               help=f"Of {OURS} and JPEG XL; PNG and WebP have one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
-@click.option("--model", default="photo", show_default=True, help=f"Of {OURS}.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help=f"Of {OURS}.")
 def main(folder: Path, limit: int | None, out: Path, threads: int, device: str, model: str) -> None:
     """Compare codecs on the images of FOLDER."""
     from pillow_jxl import JpegXLImagePlugin

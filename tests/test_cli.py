@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from test_images import CODABLE, FILES_ONLY, ICC, XMP, exif
 
@@ -252,6 +253,20 @@ def test_the_shipped_model_codes_what_it_should(native: Path) -> None:
     for path in native.iterdir():
         container = Container.from_bytes(path.read_bytes())
         assert (container.kind, container.model, container.digest) == (Kind.MODEL, released.name, released.digest)
+
+
+def test_threads_are_limited_and_change_no_byte(sources: list[Path], native: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        vdz, png = tmp_path / "photo.vdz", tmp_path / "photo.png"
+        wanted = ["compress", sources[0], "-o", vdz, "--no-fallback", "--threads", before + 2]
+        assert CliRunner().invoke(main, [str(a) for a in wanted]).exit_code == 0
+        assert torch.get_num_threads() == before + 2
+        assert vdz.read_bytes() == (native / "photo.vdz").read_bytes()
+        assert CliRunner().invoke(main, ["decompress", str(vdz), "-o", str(png), "--threads", "1"]).exit_code == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))

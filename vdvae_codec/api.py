@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
+from vdvae_codec.config import DEFAULT_MODEL
 from vdvae_codec.container import VERSION, Container, Kind
 from vdvae_codec.errors import ExactnessError, FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.hierarchy import FILL, Group, exact_elbo, pop_group, push_group
@@ -31,7 +32,6 @@ from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.pictures import reconstructions, sheet, strides
 from vdvae_codec.released import Released, load_released
 
-DEFAULT_MODEL = "photo"
 GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
 MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
 TRY_FILE_WITHIN = 1.1  # a quick classical coding this close to ours makes the thorough one worth its time

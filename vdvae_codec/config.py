@@ -15,6 +15,8 @@ from vdvae_codec.errors import ConfigError
 
 T = TypeVar("T")
 
+DEFAULT_MODEL = "photo"
+
 
 @dataclass(frozen=True)
 class StageConfig:
