@@ -27,7 +27,7 @@ from torch import Tensor
 from vdvae_codec.checkpoint import find_checkpoint, load_tensors, read_checkpoint
 from vdvae_codec.images import image_files
 from vdvae_codec.model.vdvae import VDVAE, elbo
-from vdvae_codec.training.processing import SMOOTH, YCC, mosaiced, resize, subsampled
+from vdvae_codec.training.processing import JPEG, LUMA, PHOTOCD, SMOOTH, mosaiced, recoloured, resize
 
 SIDE = 384
 STEPS = 12
@@ -38,19 +38,20 @@ def noisy(colours: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def half_colour(x: np.ndarray) -> np.ndarray:
-    return subsampled(x, np.random.default_rng(0))
+    return recoloured(x, JPEG, True, True, cosited=False)
 
 
 HISTORIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda x: x,
     "colour at half resolution": half_colour,
+    "colour as in PhotoCD": lambda x: recoloured(x, PHOTOCD, True, True, cosited=True),
     "noise of sigma 3, each colour its own": noisy(3),
     "noise of sigma 3, the same for all colours": noisy(1),
     "1.5 times larger": lambda x: resize(x, x.shape[0] * 3 // 2, x.shape[1] * 3 // 2, SMOOTH[1])[:SIDE, :SIDE],
     "twice larger": lambda x: resize(x, x.shape[0] * 2, x.shape[1] * 2, SMOOTH[1])[:SIDE, :SIDE],
     "Bayer mosaic": mosaiced,
     "Bayer mosaic, colour at half resolution": lambda x: half_colour(mosaiced(x)),
-    "grey": lambda x: np.repeat((x @ YCC[0])[..., None], 3, 2),
+    "grey": lambda x: np.repeat((x @ LUMA)[..., None], 3, 2),
 }
 
 PARAMETERS: dict[str, Callable[[str], bool]] = {

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)  # BT.601
-RGB = np.linalg.inv(YCC).astype(np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+# Levels of light, R - Y and B - Y for a step of what is stored.
+JPEG, VIDEO, PHOTOCD = (1.0, 1.402, 1.772), (1.164, 1.596, 2.017), (1.3584, 1.8215, 2.2179)
 SMOOTH = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 
 
@@ -45,7 +46,7 @@ def rescaled(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarr
         image, factor = cut(image, side, rng), rng.uniform(1.1, 2)
         height, width = (int(size * factor) for size in image.shape[:2])
         image = resize(image, height, width, SMOOTH[rng.integers(3)])
-    grey = (image @ YCC[0])[..., None]
+    grey = (image @ LUMA)[..., None]
     image = grey + np.float32(rng.uniform(0.6, 1.3)) * (image - grey)
     tones: np.ndarray = 255 * (image / 255).clip(0, 1) ** np.float32(rng.uniform(0.8, 1.25))
     return tones
@@ -73,16 +74,56 @@ def mosaiced(image: np.ndarray) -> np.ndarray:
     return np.concatenate([rest[..., :1], green, rest[..., 2:]], -1)
 
 
-def subsampled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Colour differences at half the resolution, across or both ways, as in PhotoCD, video and most cameras' files."""
-    h, w = image.shape[:2]
-    ycc = image @ YCC.T
-    if rng.random() < 0.5:
-        ycc = ycc.round()
-    method = (Image.Resampling.NEAREST, *SMOOTH)[rng.integers(4)]
-    small = resize(ycc[..., 1:], h // 2 if rng.random() < 0.75 else h, w // 2, Image.Resampling.BOX).round()
-    out: np.ndarray = np.concatenate([ycc[..., :1], resize(small, h, w, method)], -1) @ RGB.T
+def halved(planes: np.ndarray, cosited: bool) -> np.ndarray:
+    """Every second row: means of two of them, or those of the even ones under the kernel (1, 2, 1) / 4."""
+    if not cosited:
+        out: np.ndarray = (planes[0::2] + planes[1::2]) / 2
+        return out
+    p = np.pad(planes, ((1, 1), (0, 0), (0, 0)), "reflect")
+    out = (p[:-2:2] + 2 * p[1:-1:2] + p[2::2]) / 4
     return out
+
+
+def doubled(planes: np.ndarray, cosited: bool) -> np.ndarray:
+    """Twice as many rows, by linear interpolation of what ``halved`` keeps."""
+    before, after = np.concatenate([planes[:1], planes[:-1]]), np.concatenate([planes[1:], planes[-1:]])
+    even, odd = (planes, (planes + after) / 2) if cosited else ((before + 3 * planes) / 4, (after + 3 * planes) / 4)
+    return np.stack([even, odd], 1).reshape(-1, *planes.shape[1:])  # (h, 2, ...) -> (2 h, ...)
+
+
+def recoloured(
+    image: np.ndarray, scales: tuple[float, float, float], across: bool, down: bool, cosited: bool, smooth: bool = True,
+    whole: bool = True,
+) -> np.ndarray:
+    """Light and colour differences R - Y and B - Y (BT.601) in whole steps of ``scales`` levels, and back.
+
+    The differences are kept at half the resolution ``across`` and ``down``; ``smooth`` interpolates them, to whole
+    steps again if ``whole``. The sides of the image are even.
+    """
+    grey = image @ LUMA
+    light = (grey / scales[0]).round() * scales[0]
+    steps = np.array(scales[1:], np.float32)
+    colour = np.stack([image[..., 0] - grey, image[..., 2] - grey], -1) / steps  # (h, w, 2)
+    for axis in (0,) * down + (1,) * across:
+        colour = halved(colour.swapaxes(0, axis), cosited).swapaxes(0, axis)
+    colour = colour.round()
+    for axis in (0,) * down + (1,) * across:
+        turned = colour.swapaxes(0, axis)
+        colour = (doubled(turned, cosited) if smooth else turned.repeat(2, 0)).swapaxes(0, axis)
+    colour = (np.floor(colour + 0.5) if whole else colour) * steps
+    red, blue = light + colour[..., 0], light + colour[..., 1]
+    green = (light - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
+    return np.stack([red, green, blue], -1).astype(np.float32)
+
+
+def stored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Colours as JPEG, video, PhotoCD and most cameras' files hold them, without their compression."""
+    scales = (JPEG, VIDEO, PHOTOCD)[rng.integers(3)]
+    across = rng.random() < 0.8
+    return recoloured(
+        image, scales, across, across and rng.random() < 0.8, bool(rng.integers(2)), rng.random() < 0.85,
+        rng.random() < 0.75,
+    )
 
 
 def process(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -100,8 +141,8 @@ def process(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
         out = grainy(out, rng)
     if rng.random() < 0.2:
         out = mosaiced(out)
-    if rng.random() < 0.35:
-        out = subsampled(out, rng)
+    if rng.random() < 0.45:
+        out = stored(out, rng)
     if rng.random() < 0.04:
-        out = np.repeat((out @ YCC[0])[..., None], 3, 2)
+        out = np.repeat((out @ LUMA)[..., None], 3, 2)
     return cut(out.round().clip(0, 255).astype(np.uint8), side, rng)
