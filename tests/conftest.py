@@ -22,6 +22,7 @@ TINY = ModelConfig(
         StageConfig(2, 12, 12, pixels=((1, 1), (0, 1), (1, 0)), blocks=(1,) * 3, colours=(1, 0)),
     ),
     predictor=3,
+    texture=True,
     tile=32,
 )  # fmt: skip
 

@@ -44,6 +44,7 @@ class ModelConfig:
     mixtures: int  # logistic components of a sub-pixel's distribution
     stages: tuple[StageConfig, ...]
     predictor: int = 5  # kernel size of the linear predictor of each pixel layer
+    texture: bool = False  # whether the encoder sees second differences as well
     tile: int = 256  # largest side of the tiles that the codec cuts images into
 
     def __post_init__(self) -> None:
