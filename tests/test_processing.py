@@ -43,6 +43,13 @@ def test_a_mosaic_keeps_the_colour_that_its_filter_passes(photo: np.ndarray) -> 
     out = mosaiced(image)
     for y, x, channel in ((0, 0, 0), (1, 1, 2), (0, 1, 1), (1, 0, 1)):
         assert np.abs((out - image)[y::2, x::2, channel][1:-1, 1:-1]).max() < 1e-3
+    assert np.allclose(mosaiced(np.full_like(image, 50)), 50)
+
+
+def test_histories_leave_no_edge() -> None:
+    for seed in range(100):
+        flat = process(np.full((300, 300, 3), 77, np.uint8), 64, np.random.default_rng(seed)).astype(float)
+        assert abs(flat[:2].mean() - flat[30:34].mean()) < 4
 
 
 def test_histories_are_random_but_given_by_the_generator(photo: np.ndarray) -> None:

@@ -34,6 +34,7 @@ class StageConfig:
     encoder_blocks: int = 0  # bottom-up residual blocks at this stride
     pixels: tuple[tuple[int, int], ...] = ()  # offset (dy, dx) of each pixel layer
     blocks: tuple[int, ...] = ()  # residual blocks in front of each pixel layer's head
+    pairs: bool = False  # residual blocks are two 3x3 convolutions in place of VDVAE's bottleneck
     colours: tuple[int, ...] = ()  # if given, ``blocks`` are for green, and red and blue have layers with so many each
 
 
@@ -90,6 +91,7 @@ class TrainConfig:
     crop: int = 64
     augment: str = "turn"  # or "photo" (and random processing), "mirror" (left to right), "none"
     learning_rate: float = 1e-3
+    muon: float = 0.0  # learning rate of Muon, for the weights between features, relative to learning_rate; 0 = AdamW
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 500

@@ -11,6 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdvae_codec.config import StageConfig
+
 
 class Conv(nn.Conv2d):
     """Convolution that keeps height and width: odd kernel, zero padding, optionally of hard swish of its input.
@@ -53,6 +55,24 @@ class Block(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
+
+
+class Pair(nn.Module):
+    """Residual act-3x3, act-3x3: (B, width, h, w) to the same shape."""
+
+    def __init__(self, width: int, middle: int, gain: float):
+        super().__init__()
+        self.c1 = Conv(width, middle, 3, act=True)
+        self.c2 = Conv(middle, width, 3, act=True, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.c2(self.c1(x))
+        return y
+
+
+def residual(stage: StageConfig, gain: float) -> nn.Module:
+    """A residual block of a stage."""
+    return (Pair if stage.pairs else Block)(stage.width, stage.bottleneck, gain)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdvae_codec.config import ModelConfig
-from vdvae_codec.model.blocks import Block, Conv, pool
+from vdvae_codec.model.blocks import Conv, pool, residual
 
 
 class Encoder(nn.Module):
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         width = stages[0].width
         for s in stages:
             self.widen.append(nn.Identity() if s.width == width else Conv(width, s.width, 1))
-            blocks = [Block(s.width, s.bottleneck, count**-0.5) for _ in range(s.encoder_blocks)]
+            blocks = [residual(s, count**-0.5) for _ in range(s.encoder_blocks)]
             self.stages.append(nn.Sequential(*blocks))
             width = s.width
 

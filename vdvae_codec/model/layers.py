@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdvae_codec.config import StageConfig
 from vdvae_codec.distributions import Gaussian, PixelMixture
-from vdvae_codec.model.blocks import Block, Bottleneck, Conv, upsample
+from vdvae_codec.model.blocks import Bottleneck, Conv, residual, upsample
 
 Offset = tuple[int, int]
 Acts = dict[int, Tensor]
@@ -74,7 +74,7 @@ class LatentLayer(Layer):
         self.prior = Bottleneck(stage.width, stage.bottleneck, 2 * stage.zdim + stage.width)
         self.posterior = Bottleneck(2 * stage.width, stage.bottleneck, 2 * stage.zdim)
         self.z_proj = Conv(stage.zdim, stage.width, 1, gain=gain)
-        self.resnet = Block(stage.width, stage.bottleneck, gain)
+        self.resnet = residual(stage, gain)
         # What coding needs to know, found on data when a model is exported: z = k 2^-grid_exponent, k in -128..127, and
         # which channels carry information; the others stay at the prior's mean.
         self.register_buffer("grid_exponent", torch.zeros((), dtype=torch.int32))
@@ -117,7 +117,7 @@ class PixelLayer(Layer):
         couplings = count * (count - 1) // 2
         self.predictor = Conv(known, 3 - colours.start, kernel, bias=False) if known else None
         self.embed = Conv(3 * len(context) + 3, stage.width, 3) if known else None
-        self.blocks = nn.Sequential(*[Block(stage.width, stage.bottleneck, gain) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[residual(stage, gain) for _ in range(blocks)])
         self.head = Conv(stage.width, 3 * mixtures * count + couplings, 1, act=True, gain=0.1)
         with torch.no_grad():
             bias = self.head.bias

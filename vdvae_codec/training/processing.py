@@ -2,8 +2,8 @@
 
 The pixels of a photograph bear the marks of its making: a sensor that saw one colour a pixel, colour stored at half the
 resolution, grain, a resampling. A coder gains by seeing which of them it has before it, and learns to only if its
-training images differ in them. All is done in float, and tones are changed only together with a resampling, so that no
-histogram gets the comb of rounding twice.
+training images differ in them. All is done in float, and tones are changed only together with a resampling. The one
+rounding but the last is that of stored colours, whose steps files of JPEG, video and PhotoCD show when decoded.
 """
 
 from __future__ import annotations

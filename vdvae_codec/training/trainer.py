@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from vdvae_codec.checkpoint import load_tensors, save_tensors
 from vdvae_codec.config import ModelConfig, TrainConfig, from_dict
 from vdvae_codec.errors import TrainingError
-from vdvae_codec.model.blocks import Bottleneck
+from vdvae_codec.model.blocks import Bottleneck, Conv, Pair
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 from vdvae_codec.training.ema import Ema
+from vdvae_codec.training.muon import Muon
 from vdvae_codec.training.parallel import ALONE, Processes
 
 
@@ -58,6 +59,27 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def optimizers(model: VDVAE, recipe: TrainConfig) -> dict[str, torch.optim.Optimizer]:
+    """By their names in checkpoints; ``peak`` of each is relative to ``recipe.learning_rate``.
+
+    With ``recipe.muon`` the weights of convolutions between features belong to Muon. Those that read or give means,
+    scales, weights and predictions stay with AdamW, and so do biases.
+    """
+    outer = ("head", "predictor", "z_proj", "prior.c4", "posterior.c4")
+    inner = [
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv) and not name.endswith(outer)
+    ] if recipe.muon else []  # fmt: skip
+    weights = {n: p for n, p in model.named_parameters() if n in inner}
+    others = [p for n, p in model.named_parameters() if n not in weights]
+    adamw = torch.optim.AdamW(others, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
+    found: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}
+    adamw.param_groups[0]["peak"] = 1.0
+    if weights:
+        found["muon"] = Muon(weights.values(), lr=0.0, weight_decay=recipe.weight_decay)
+        found["muon"].param_groups[0]["peak"] = recipe.muon
+    return found
 
 
 class Objective(nn.Module):
@@ -98,9 +120,7 @@ class Trainer:
         self.ema = Ema(self.model, recipe.ema)
         if recipe.recompute:
             recompute(self.model)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
+        self.optimizers = optimizers(self.model, recipe)
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
@@ -120,9 +140,10 @@ class Trainer:
         one process with two chunks takes the same step as two processes with one each.
         """
         recipe, world = self.recipe, self.processes.world
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate(recipe, self.step)
+            optimizer.zero_grad(set_to_none=True)
         weight = kl_weight(recipe, self.step)
         shares = len(chunks) * world
         seen = torch.zeros(0)
@@ -154,7 +175,8 @@ class Trainer:
         if taken:
             if norm > recipe.clip * usual:
                 torch._foreach_mul_(gradients, recipe.clip * usual / norm)
-            self.optimizer.step()
+            for optimizer in self.optimizers.values():
+                optimizer.step()
             self.ema.update(self.model, self.step)
         else:
             self.skipped += 1
@@ -179,8 +201,9 @@ class Trainer:
         """Writes ``run/checkpoint-STEP`` and removes all but the last ``keep``; ``meta`` is kept for the caller."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
-        for n, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{n}.{k}": v for k, v in state.items()}
+        for name, optimizer in self.optimizers.items():
+            for n, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{n}.{k}": v for k, v in state.items()}
         meta = {
             "step": self.step, "skipped": self.skipped, "seconds": self.seconds, "running_norm": self.running_norm,
             "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe), **meta,
@@ -197,15 +220,15 @@ class Trainer:
             raise TrainingError(f"{folder}: holds averaged weights only; begin a new run with --init")
         self.model.load_state_dict(self._weights(tensors, meta, folder, "model."))
         self.ema.model.load_state_dict(self._weights(tensors, meta, folder, "ema."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, n, name = key.split(".")
-                if value.ndim == 4:  # the fused optimizer wants its state laid out as the weights are
-                    value = value.contiguous(memory_format=torch.channels_last)
-                state.setdefault(int(n), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for kind, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"{kind}."):
+                    _, n, name = key.split(".")
+                    if value.ndim == 4:  # the fused optimizer wants its state laid out as the weights are
+                        value = value.contiguous(memory_format=torch.channels_last)
+                    state.setdefault(int(n), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.skipped = meta["step"], meta["skipped"]
         self.seconds, self.running_norm = meta["seconds"], meta["running_norm"]
         return meta
@@ -214,7 +237,7 @@ class Trainer:
 def recompute(model: VDVAE) -> None:
     """Lets every bottleneck keep its input only and compute the rest again in the backward pass: less memory."""
     for module in model.modules():
-        if isinstance(module, Bottleneck):
+        if isinstance(module, (Bottleneck, Pair)):
             module.forward = functools.partial(  # type: ignore[method-assign]
                 checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
             )
