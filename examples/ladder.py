@@ -170,18 +170,16 @@ def adaptation(run: Path, folder: Path, every: int) -> None:
 @click.option("--minutes", default=3.0, show_default=True, help="Of processor time.")
 @click.option("--width", default=32, show_default=True)
 @click.option("--bottleneck", default=24, show_default=True)
-@click.option("--blocks", default=2, show_default=True, help="Before each pixel layer, or before each of green.")
-@click.option("--apart", is_flag=True, help="Pixel layers of one colour; red and blue have one block each.")
+@click.option("--blocks", default=2, show_default=True, help="Before each pixel layer.")
 @click.option("--pairs", is_flag=True, help="Pairs of 3x3 convolutions instead of bottlenecks.")
 @click.option("--batch", default=8, show_default=True, help="Crops of 64x64.")
 @click.option("--rate", default=2e-3, show_default=True, help="Learning rate.")
 @click.option("--muon", default=0.0, show_default=True, help="Learning rate of Muon, relative to the other.")
-def stage(train: Path, folder: Path, minutes: float, width: int, bottleneck: int, blocks: int, apart: bool, pairs: bool,
+def stage(train: Path, folder: Path, minutes: float, width: int, bottleneck: int, blocks: int, pairs: bool,
           batch: int, rate: float, muon: float) -> None:
     torch.set_num_threads(1)
     layers = StageConfig(
-        2, width, bottleneck, pixels=((0, 0), (1, 1), (0, 1), (1, 0)), blocks=(0,) + (blocks,) * 3,
-        colours=(1, 1) if apart else (), pairs=pairs,
+        2, width, bottleneck, pixels=((0, 0), (1, 1), (0, 1), (1, 0)), blocks=(0,) + (blocks,) * 3, pairs=pairs
     )  # the first pixel layer gives what is known, and does not count
     model = VDVAE(ModelConfig(mixtures=5, stages=(layers,))).to(memory_format=torch.channels_last)
     recipe = TrainConfig(steps=1, learning_rate=rate, muon=muon)
@@ -191,8 +189,7 @@ def stage(train: Path, folder: Path, minutes: float, width: int, bottleneck: int
     begun, norms = time.process_time(), 0.0
 
     def bpd(x: Tensor) -> Tensor:
-        first = 3 if apart else 1
-        return torch.stack([t.sum() for t in elbo(model, x).nll_nats[first:]]).sum() / (math.log(2) * x.numel())
+        return torch.stack([t.sum() for t in elbo(model, x).nll_nats[1:]]).sum() / (math.log(2) * x.numel())
 
     for step in itertools.count():
         done = (time.process_time() - begun) / (60 * minutes)

@@ -19,7 +19,7 @@ TINY = ModelConfig(
     stages=(
         StageConfig(8, 16, 16, latents=1, zdim=4, encoder_blocks=1, pixels=COARSE, blocks=(1,) * 4),
         StageConfig(4, 16, 12, latents=1, zdim=4, encoder_blocks=1, pixels=((2, 2), (0, 2), (2, 0)), blocks=(1,) * 3),
-        StageConfig(2, 12, 12, pairs=True, pixels=((1, 1), (0, 1), (1, 0)), blocks=(1,) * 3, colours=(1, 0)),
+        StageConfig(2, 12, 12, pairs=True, pixels=((1, 1), (0, 1), (1, 0)), blocks=(1,) * 3),
     ),
     predictor=3,
     texture=True,

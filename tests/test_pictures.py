@@ -118,7 +118,7 @@ def test_reconstructions_keep_what_they_should(tiny_model: Released, tiny_float:
             kept = torch.zeros(x.shape[2:], dtype=torch.bool)
             for layer in model.layers:
                 if isinstance(layer, PixelLayer) and layer.stride >= stride:
-                    layer.grid(kept[None, None])[:] = True
+                    layer.plane(kept[None, None])[:] = True
             assert torch.equal(image[:, :, kept], x[:, :, kept])
             if stride > 2:  # what was drawn is not the image's
                 assert float((image != x)[:, :, ~kept].float().mean()) > 0.8

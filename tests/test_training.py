@@ -95,7 +95,7 @@ def test_what_a_training_writes(run: Path) -> None:
     assert [row["step"] for row in log] == [4, 6]
     for row in log:
         terms = row["kl_bpd"] + row["nll_bpd"]  # type: ignore[operator]
-        assert len(terms) == 2 + 16 and all(t >= 0 for t in terms)
+        assert len(terms) == 2 + 10 and all(t >= 0 for t in terms)
         assert row["validation_bpd"] == pytest.approx(sum(terms)) and 1 < row["validation_bpd"] < 10
         assert row["skipped"] == 0 and len(row["train_kl_bpd"]) == 2 and 1 < row["train_bpd"] < 10
     tensors, meta = load_tensors(run / "checkpoint-00000006")

@@ -22,8 +22,7 @@ DEFAULT_MODEL = "photo"
 class StageConfig:
     """Layers that share one grid, in coding order: ``latents`` latent layers, then the pixel layers.
 
-    A pixel layer holds the sub-pixels ``x[:, :, dy::stride, dx::stride]`` of one offset ``(dy, dx)``, or one colour of
-    them.
+    A pixel layer holds the sub-pixels ``x[:, :, dy::stride, dx::stride]`` of one offset ``(dy, dx)``.
     """
 
     stride: int  # image pixels per grid step
@@ -35,7 +34,6 @@ class StageConfig:
     pixels: tuple[tuple[int, int], ...] = ()  # offset (dy, dx) of each pixel layer
     blocks: tuple[int, ...] = ()  # residual blocks in front of each pixel layer's head
     pairs: bool = False  # residual blocks are two 3x3 convolutions in place of VDVAE's bottleneck
-    colours: tuple[int, ...] = ()  # if given, ``blocks`` are for green, and red and blue have layers with so many each
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,6 @@ class ModelConfig:
             if len(stage.pixels) != len(stage.blocks):
                 counts = f"{len(stage.pixels)} pixel layers, {len(stage.blocks)} block counts"
                 raise ConfigError(f"stride {stage.stride}: {counts}")
-            if len(stage.colours) not in (0, 2):
-                raise ConfigError(f"stride {stage.stride}: colours: expected block counts for red and blue, or none")
             if any(not 0 <= d < stage.stride for offset in stage.pixels for d in offset):
                 raise ConfigError(f"stride {stage.stride}: a pixel offset lies outside the grid step")
         if self.tile < 1 or self.tile % self.max_stride:

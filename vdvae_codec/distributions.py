@@ -37,8 +37,8 @@ class PixelMixture:
     The channels are coded in the order G, R, B: green predicts the others best. With ``e_c = x_c - base_c`` the
     locations of the later channels move by ``c0 e_g`` (red) and ``c1 e_g + c2 e_r`` (blue).
 
-    logits, loc, log_sigma: (B, K, C, h, w), loc and sigma in pixel levels, channels in G, R, B order or C = 1 of them;
-    base: (B, C, h, w) linear prediction in pixel levels; coupling: (B, C (C - 1) / 2, h, w).
+    logits, loc, log_sigma: (B, K, 3, h, w), loc and sigma in pixel levels, channels in G, R, B order;
+    base: (B, 3, h, w) linear prediction in pixel levels, G, R, B; coupling: (B, 3, h, w).
     """
 
     logits: Tensor
@@ -48,7 +48,7 @@ class PixelMixture:
     coupling: Tensor
 
     def location(self, channel: int, x: Tensor) -> Tensor:
-        """Component locations (B, K, h, w) of one channel, given the earlier channels of ``x`` (B, C, h, w)."""
+        """Component locations (B, K, h, w) of one channel, given the earlier channels of ``x`` (B, 3, h, w)."""
         shift = self.base[:, channel]
         if channel == 1:
             shift = shift + self.coupling[:, 0] * (x[:, 0] - self.base[:, 0])
@@ -58,8 +58,8 @@ class PixelMixture:
         return self.loc[:, :, channel] + shift[:, None]
 
     def nll_nats(self, x: Tensor) -> Tensor:
-        """-log p(x) in nats per sub-pixel, (B, C, h, w), for ``x`` in pixel levels 0..255."""
-        loc = torch.stack([self.location(c, x) for c in range(x.shape[1])], 2)  # (B, K, C, h, w)
+        """-log p(x) in nats per sub-pixel, (B, 3, h, w), for ``x`` in pixel levels 0..255, G, R, B."""
+        loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
         inv_sigma = (-self.log_sigma.clamp(*LOG_SIGMA_RANGE)).exp()
         x = x[:, None]
         lower = torch.where(x < 0.5, -1e5, x - 0.5)  # the end bins are open
@@ -72,17 +72,17 @@ class PixelMixture:
         return -torch.log(p + 1e-12)
 
     def sample(self, temperature: float = 1.0) -> Tensor:
-        """Draws x, (B, C, h, w) in pixel levels 0..255, with logits / temperature and sigma * temperature.
+        """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B, with logits / temperature and sigma * temperature.
 
         0 gives the location of the most likely component.
         """
         gumbel = -torch.log(-torch.log(torch.rand_like(self.logits).clamp(1e-6, 1 - 1e-6)))
-        choice = (self.logits + temperature * gumbel).argmax(1, keepdim=True)  # (B, 1, C, h, w)
+        choice = (self.logits + temperature * gumbel).argmax(1, keepdim=True)  # (B, 1, 3, h, w)
         sigma = self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0]
         u = torch.rand_like(sigma).clamp(1e-6, 1 - 1e-6)
         noise = temperature * sigma * (torch.log(u) - torch.log1p(-u))
         x = torch.zeros_like(self.base)
-        for c in range(x.shape[1]):
+        for c in range(3):
             loc = self.location(c, x).gather(1, choice[:, :, c])[:, 0]
             x[:, c] = (loc + noise[:, c]).round().clamp(0, 255)
         return x

@@ -37,15 +37,11 @@ class Group:
 
     def positions(self, layer: PixelLayer) -> Tensor | None:
         """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer; None for all."""
-        return None if self.full else layer.grid(self.inside[:, None]).flatten().nonzero()[:, 0]
-
-    def coded(self, layer: PixelLayer) -> int:
-        """How many of a layer's channels are coded: none of the red and blue layers of a grey image."""
-        return max(0, min(self.channels, layer.colours.stop) - layer.colours.start)
+        return None if self.full else layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
 
     def values(self, layer: PixelLayer, x: Tensor) -> np.ndarray:
         """The coded sub-pixels (channels, N) of a layer, from the image x (B, 3, H, W)."""
-        planes = layer.plane(x)[:, : self.coded(layer)].transpose(0, 1).flatten(1)
+        planes = layer.plane(x)[:, : self.channels].transpose(0, 1).flatten(1)
         inside = self.positions(layer)
         values: np.ndarray = (planes if inside is None else planes[:, inside]).to(torch.int32).cpu().numpy()
         return values
@@ -85,14 +81,14 @@ class Coding:
 
         def channel(c: int) -> Callable[[list[np.ndarray]], Codec]:
             def given(rows: list[np.ndarray]) -> Codec:
-                x = torch.full_like(p.base, FILL)  # (B, C, h, w)
+                x = torch.full_like(p.base, FILL)  # (B, 3, h, w)
                 for n, row in enumerate(rows):
                     scatter(x, n, inside, row)
                 return window_codec(pixel_distribution(self.tables, p, c, x, inside))
 
             return given
 
-        return chain([channel(c) for c in range(self.group.coded(layer))])
+        return chain([channel(c) for c in range(self.group.channels)])
 
 
 def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
@@ -151,11 +147,10 @@ class Pop(Coding):
         return self.z(layer, p, self.receiver.latent(halves_codec(self.latent_bytes(layer, p)), later))
 
     def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+        rows = self.receiver.observed(self.pixel_codec(layer, p))
         inside, plane = self.group.positions(layer), layer.plane(x)
-        for c, row in enumerate(self.receiver.observed(self.pixel_codec(layer, p))):
-            scatter(plane, c, inside, row)
-        if self.group.channels == 1:
-            layer.grid(x)[:, 1:] = layer.grid(x)[:, :1]
+        for c in range(3):
+            scatter(plane, c, inside, rows[min(c, self.group.channels - 1)])
 
 
 @torch.inference_mode()
@@ -207,7 +202,7 @@ class ExactElbo(Coding):
         plane, values = layer.plane(x), self.group.values(layer, x)
         self.pixel_bits.append(sum(
             float(pixel_distribution(self.tables, p, c, plane, inside).bits(values[c]).sum())
-            for c in range(self.group.coded(layer))
+            for c in range(self.group.channels)
         ))
 
 

@@ -48,7 +48,7 @@ def digest(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
     """SHA-256 (first 16 bytes) over the architecture and every tensor's name, type, shape and bytes."""
     architecture = dataclasses.asdict(config)
     for part in (architecture, *architecture["stages"]):
-        for name in {"texture", "pairs", "colours"} & part.keys():
+        for name in {"texture", "pairs"} & part.keys():
             if not part[name]:  # unknown to the first released models, whose digests stay as they are
                 del part[name]
     sha = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())

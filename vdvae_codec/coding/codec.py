@@ -105,6 +105,6 @@ def chain(links: list[Callable[[list[np.ndarray]], Codec]]) -> Codec:
         rows: list[np.ndarray] = []
         for link in links:
             rows.append(link(rows).pop(stack))
-        return np.array(rows)
+        return np.stack(rows)
 
     return Codec(push, pop)

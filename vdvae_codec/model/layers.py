@@ -99,7 +99,7 @@ def gaussian(mean: Tensor, log_sigma: Tensor) -> Gaussian:
 
 
 class PixelLayer(Layer):
-    """p(x_g | z, x_<g) for a group of sub-pixels: all colours at one offset of a grid, or one colour of them.
+    """p(x_g | z, x_<g) for the group of sub-pixels at one offset of a grid.
 
     A linear predictor over the known pixels around gives the base of the prediction; the network sees the known pixels
     relative to that base and corrects it.
@@ -109,38 +109,32 @@ class PixelLayer(Layer):
     SIGMAS = (2.0, 6.0, 18.0)
     FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while these are slow
 
-    def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, colours: range, blocks: int,
-                 context: list[Offset], mixtures: int, kernel: int):
+    def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
+                 mixtures: int, kernel: int):
         super().__init__(stage, width)
-        self.offset, self.colours, self.context, self.mixtures = offset, colours, context, mixtures
-        count, known = len(colours), 3 * len(context) + colours.start  # colours coded here, planes known before
-        couplings = count * (count - 1) // 2
-        self.predictor = Conv(known, 3 - colours.start, kernel, bias=False) if known else None
-        self.embed = Conv(3 * len(context) + 3, stage.width, 3) if known else None
+        self.offset, self.context, self.mixtures = offset, context, mixtures
+        self.predictor = Conv(3 * len(context), 3, kernel, bias=False) if context else None
+        self.embed = Conv(3 * len(context) + 3, stage.width, 3) if context else None
         self.blocks = nn.Sequential(*[residual(stage, gain) for _ in range(blocks)])
-        self.head = Conv(stage.width, 3 * mixtures * count + couplings, 1, act=True, gain=0.1)
+        self.head = Conv(stage.width, 9 * mixtures + 3, 1, act=True, gain=0.1)
         with torch.no_grad():
             bias = self.head.bias
             assert bias is not None
             sigmas = torch.tensor(self.SIGMAS).log()[torch.arange(mixtures) % len(self.SIGMAS)]
-            bias[2 * mixtures * count : 3 * mixtures * count] = sigmas.repeat_interleave(count)
-            bias[3 * mixtures * count :] = torch.tensor(self.COUPLING[:couplings])
+            bias[6 * mixtures : 9 * mixtures] = sigmas.repeat_interleave(3)
+            bias[9 * mixtures :] = torch.tensor(self.COUPLING)
             if self.predictor is None:
-                self.head.weight[mixtures * count : 2 * mixtures * count].mul_(self.FREE_GAIN / self.stride)
+                self.head.weight[3 * mixtures : 6 * mixtures].mul_(self.FREE_GAIN / self.stride)
             else:
-                self.predictor.weight.copy_(16 * first_guess(self.stride, offset, context, colours.start, kernel))
+                self.predictor.weight.copy_(16 * nearest_average(self.stride, offset, context, kernel))
 
-    def grid(self, x: Tensor, offset: Offset | None = None) -> Tensor:
-        """All channels at this layer's offset, or another: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+    def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
+        """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
         dy, dx = offset or self.offset
         return x[:, :, dy :: self.stride, dx :: self.stride]
 
-    def plane(self, x: Tensor) -> Tensor:
-        """This layer's sub-pixels of x: (B, 3, H, W) -> (B, colours, H/stride, W/stride)."""
-        return self.grid(x)[:, self.colours.start : self.colours.stop]
-
     def base(self, known: Tensor) -> Tensor:
-        """Linear prediction (B, colours not known, h, w) in pixel levels from known planes, in full precision."""
+        """Linear prediction (B, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full precision."""
         assert self.predictor is not None
         with torch.autocast(known.device.type, enabled=False):
             base: Tensor = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
@@ -149,35 +143,18 @@ class PixelLayer(Layer):
     def forward(self, state: State, visit: Visitor) -> State:
         h = self.enter(state)
         b, _, height, width = h.shape
-        count = len(self.colours)
-        if self.embed is not None:
-            around = [self.grid(state.x, o) for o in self.context]
-            here = self.grid(state.x)[:, : self.colours.start]
-            base = self.base(torch.cat([*around, here], 1))
-            centre = torch.cat([here, base], 1)  # (B, 3, h, w)
-            relative = [plane - centre for plane in around]
-            h = h + self.embed(torch.cat([*(r * 2.0**-4 for r in relative), (centre - 128) * 2.0**-6], 1))
+        if self.context:
+            known = torch.cat([self.plane(state.x, o) for o in self.context], 1)  # (B, 3 n, h, w)
+            base = self.base(known)
+            relative = known - base.repeat(1, len(self.context), 1, 1)
+            h = h + self.embed(torch.cat([relative * 2.0**-4, (base - 128) * 2.0**-6], 1))  # type: ignore[misc]
         else:
             base = torch.full((b, 3, height, width), 128.0, device=h.device)
         h = self.blocks(h)
-        out = self.head(h).float().contiguous()
-        mix, coupling = out[:, : 3 * self.mixtures * count], out[:, 3 * self.mixtures * count :]
-        logits, loc, log_sigma = mix.view(b, 3, self.mixtures, count, height, width).unbind(1)  # each (B, K, C, h, w)
-        visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base[:, :count], coupling), state.x)
+        mix, coupling = self.head(h).float().contiguous().split([9 * self.mixtures, 3], 1)
+        logits, loc, log_sigma = mix.view(b, 3, self.mixtures, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
+        visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base, coupling), state.x)
         return State(h, self.stride, state.x)
-
-
-def first_guess(stride: int, offset: Offset, context: list[Offset], colour: int, kernel: int) -> Tensor:
-    """Weights (3 - colour, 3 n + colour, k, k) that predict the colours from ``colour`` on.
-
-    They average the nearest known pixels, and move with green if green is known.
-    """
-    average = nearest_average(stride, offset, context, kernel)  # (3, 3 n, k, k)
-    if colour == 0:
-        return average
-    here = torch.zeros(3 - colour, colour, kernel, kernel)
-    here[:, 0, kernel // 2, kernel // 2] = 1
-    return torch.cat([average[colour:] - average[:1], here], 1)
 
 
 def nearest_average(stride: int, offset: Offset, context: list[Offset], kernel: int) -> Tensor:

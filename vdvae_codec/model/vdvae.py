@@ -26,7 +26,7 @@ class VDVAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config) if any(s.latents for s in config.stages) else None
         self.bias = nn.Parameter(torch.zeros(1, config.stages[0].width, 1, 1))
-        depth = sum(2 * s.latents + sum(s.blocks) + len(s.pixels) * sum(s.colours) for s in config.stages)
+        depth = sum(2 * s.latents + sum(s.blocks) for s in config.stages)
         layers: list[Layer] = []
         known: list[tuple[int, tuple[int, int]]] = []  # (stride, offset) of the pixel layers so far
         width = config.stages[0].width
@@ -36,14 +36,11 @@ class VDVAE(nn.Module):
                 width = s.width
             for offset, blocks in zip(s.pixels, s.blocks):
                 context = sorted({(dy % s.stride, dx % s.stride) for _, (dy, dx) in known})
-                together = [(range(3), blocks)]
-                apart = [(range(c, c + 1), n) for c, n in enumerate((blocks, *s.colours))]
-                for colours, count in apart if s.colours else together:
-                    layers.append(PixelLayer(
-                        s, width, depth**-0.5, offset, colours, count, context, config.mixtures, config.predictor
-                    ))
-                    width = s.width
+                layers.append(
+                    PixelLayer(s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor)
+                )
                 known.append((s.stride, offset))
+                width = s.width
         self.layers = nn.ModuleList(layers)
 
     def walk(self, x: Tensor, visit: Visitor) -> None:
