@@ -22,7 +22,7 @@ from vdvae_codec.checkpoint import load_tensors, save_tensors
 from vdvae_codec.config import ModelConfig, TrainConfig, from_dict
 from vdvae_codec.errors import TrainingError
 from vdvae_codec.model.blocks import Bottleneck, Conv, Pair
-from vdvae_codec.model.layers import LatentLayer
+from vdvae_codec.model.layers import LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 from vdvae_codec.training.ema import Ema
 from vdvae_codec.training.muon import Muon
@@ -64,13 +64,15 @@ def bf16_is_fast(device: torch.device) -> bool:
 def optimizers(model: VDVAE, recipe: TrainConfig) -> dict[str, torch.optim.Optimizer]:
     """By their names in checkpoints; ``peak`` of each is relative to ``recipe.learning_rate``.
 
-    With ``recipe.muon`` the weights of convolutions between features belong to Muon. Those that read or give means,
-    scales, weights and predictions stay with AdamW, and so do biases.
+    With ``recipe.muon`` the weights between features of pixel layers belong to Muon. Those that read or give scales,
+    weights and predictions stay with AdamW, and so do biases, the encoder and latent layers: idle ones have little but
+    noise for a gradient, which Muon would turn into steps of full size.
     """
-    outer = ("head", "predictor", "z_proj", "prior.c4", "posterior.c4")
     inner = [
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, Conv) and not name.endswith(outer)
-    ] if recipe.muon else []  # fmt: skip
+        f"layers.{n}.{name}.weight"
+        for n, layer in enumerate(model.layers if recipe.muon else ()) if isinstance(layer, PixelLayer)
+        for name, m in layer.named_modules() if isinstance(m, Conv) and name not in ("head", "predictor")
+    ]  # fmt: skip
     weights = {n: p for n, p in model.named_parameters() if n in inner}
     others = [p for n, p in model.named_parameters() if n not in weights]
     adamw = torch.optim.AdamW(others, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
