@@ -2,13 +2,13 @@
 
     python examples/ladder.py histories RUN photos/val
     python examples/ladder.py adaptation RUN photos/val
-    python examples/ladder.py stage photos/train photos/val --width 32 --bottleneck 32 --blocks 2 --pairs --muon 2.5
+    python examples/ladder.py rung photos/train photos/val models/photo-2/ladder/phases2.toml --minutes 4
 
 ``histories``: bits per dim against JPEG XL e7 on 384x384 crops as they are, and after what cameras and editors do.
 ``adaptation``: what a few steps of gradient descent on one image gain, by which parameters may move (their
 cost in the file is not counted).
-``stage``: the last doubling of the resolution, where three quarters of the bits are, trained alone for minutes of one
-core's time.
+``rung``: an architecture and recipe, trained for minutes of one core's time, with ``--no-latents`` as its own control.
+With ``--known 1`` the first pixel layer's bits do not count: so the last doubling of the resolution is trained alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -25,18 +26,20 @@ import click
 import numpy as np
 import pillow_jxl  # noqa: F401  registers the format
 import torch
+import torch.nn as nn
 from benchmark_photos import hardware, markdown
 from PIL import Image
 from torch import Tensor
 
 from vdvae_codec.checkpoint import find_checkpoint, load_tensors, read_checkpoint
-from vdvae_codec.config import ModelConfig, StageConfig, TrainConfig
+from vdvae_codec.config import read_config
 from vdvae_codec.images import image_files
+from vdvae_codec.model.blocks import Conv
 from vdvae_codec.model.vdvae import VDVAE, elbo
 from vdvae_codec.training.data import Crops
 from vdvae_codec.training.processing import JPEG, LUMA, PHOTOCD, SMOOTH, mosaiced, recoloured, resize
 from vdvae_codec.training.sources import open_images
-from vdvae_codec.training.trainer import optimizers
+from vdvae_codec.training.trainer import kl_weight, optimizers, stack_terms
 
 SIDE = 384
 STEPS = 12
@@ -164,56 +167,79 @@ def adaptation(run: Path, folder: Path, every: int) -> None:
     print(markdown(("what moves", "parameters", "after 3 steps", "6", "12", "s a step"), rows))
 
 
+def multiply_adds(model: VDVAE) -> int:
+    """Of all convolutions, encoder and posteriors included, for each pixel of the image."""
+    side, total = 256, 0
+
+    def count(module: nn.Module, _: object, out: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, Conv)
+        total += module.weight.numel() * out.shape[2] * out.shape[3]
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, Conv)]
+    with torch.no_grad():
+        elbo(model, torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return round(total / side**2)
+
+
 @main.command()
 @click.argument("train", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("config", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--minutes", default=3.0, show_default=True, help="Of processor time.")
-@click.option("--width", default=32, show_default=True)
-@click.option("--bottleneck", default=24, show_default=True)
-@click.option("--blocks", default=2, show_default=True, help="Before each pixel layer.")
-@click.option("--pairs", is_flag=True, help="Pairs of 3x3 convolutions instead of bottlenecks.")
-@click.option("--batch", default=8, show_default=True, help="Crops of 64x64.")
-@click.option("--rate", default=2e-3, show_default=True, help="Learning rate.")
-@click.option("--muon", default=0.0, show_default=True, help="Learning rate of Muon, relative to the other.")
-def stage(train: Path, folder: Path, minutes: float, width: int, bottleneck: int, blocks: int, pairs: bool,
-          batch: int, rate: float, muon: float) -> None:
+@click.option("--known", default=0, show_default=True, help="Pixel layers that are given: they do not count.")
+@click.option("--no-latents", is_flag=True, help="Without the latent layers and the encoder.")
+def rung(train: Path, folder: Path, config: Path, minutes: float, known: int, no_latents: bool) -> None:
     torch.set_num_threads(1)
-    layers = StageConfig(
-        2, width, bottleneck, pixels=((0, 0), (1, 1), (0, 1), (1, 0)), blocks=(0,) + (blocks,) * 3, pairs=pairs
-    )  # the first pixel layer gives what is known, and does not count
-    model = VDVAE(ModelConfig(mixtures=5, stages=(layers,))).to(memory_format=torch.channels_last)
-    recipe = TrainConfig(steps=1, learning_rate=rate, muon=muon)
+    torch.manual_seed(0)
+    architecture, recipe = read_config(config)
+    if no_latents:
+        stages = tuple(replace(s, latents=0, encoder_blocks=0) for s in architecture.stages)
+        architecture = replace(architecture, stages=stages, texture=False)
+    model = VDVAE(architecture).to(memory_format=torch.channels_last)
     stepped = optimizers(model, recipe)
     with tempfile.TemporaryDirectory() as cache:
-        training = Crops(open_images(train, 64, Path(cache)), 64, "photo")
-    begun, norms = time.process_time(), 0.0
+        training = Crops(open_images(train, recipe.crop, Path(cache)), recipe.crop, "photo")
+    begun, usual = time.process_time(), 0.0
 
-    def bpd(x: Tensor) -> Tensor:
-        return torch.stack([t.sum() for t in elbo(model, x).nll_nats[1:]]).sum() / (math.log(2) * x.numel())
+    def terms(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits per dim of each latent layer and of each pixel layer that counts."""
+        kl, nll = stack_terms(elbo(model, x), x)
+        return kl, nll[known:]
 
     for step in itertools.count():
         done = (time.process_time() - begun) / (60 * minutes)
         if done >= 1:
             break
-        loss = bpd(training.batch((0, step), 0, batch).float())
+        kl, nll = terms(training.batch((0, step), 0, recipe.batch).float())
+        loss = nll.sum() + kl.sum() * kl_weight(replace(recipe, kl_warmup_steps=1000), int(2000 * done))
         model.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 2 * norms if step > 20 else math.inf)
-        norms += 0.02 * (min(float(norm), 4 * norms) - norms) if norms else float(norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 2 * usual if step > 20 else math.inf))
+        usual += 0.02 * (min(norm, 4 * usual) - usual) if usual else norm
         for optimizer in stepped.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["peak"] * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * done)) / 2
+                rate = recipe.learning_rate * group["peak"]
+                group["lr"] = rate * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * done)) / 2
             optimizer.step()
     middles = [pixels[128:256, 128:256] for _, pixels in crops(folder)]
     scanned = [recoloured(m.astype(np.float32), PHOTOCD, True, True, cosited=True) for m in middles]
-    rows = []
-    for name, images in (("as they are", middles), ("colour as in PhotoCD", scanned)):
+    rates, layers = [], Tensor()
+    for images in (scanned, middles):
         with torch.no_grad():
             x = torch.cat([tensor(np.asarray(i).round().clip(0, 255).astype(np.uint8)) for i in images])
-            rows.append((name, f"{float(bpd(x)):.4f}"))
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{step} steps, {count} parameters, {hardware()}\n")
-    print(markdown(("photographs", "bits per dim of the image, for three quarters of its pixels"), rows))
+            layers, nll = terms(x)
+            rates.append(f"{float(layers.sum() + nll.sum()):.4f}")
+    parameters, seen = sum(p.numel() for p in model.parameters()), step * recipe.batch * recipe.crop**2 / 1e6
+    kl_bpd = " ".join(f"{float(v):.3f}" for v in layers) or "-"
+    print(f"{hardware()}\n")
+    head = ("rung", "parameters", "MAC/pixel", "steps", "Mpx seen", "as they are", "as PhotoCD", "KL of each layer")
+    name = config.stem + ", no latents" * no_latents
+    print(markdown(
+        head, [(name, parameters, multiply_adds(model), step, f"{seen:.0f}", rates[1], rates[0], kl_bpd)]
+    ))
 
 
 if __name__ == "__main__":
