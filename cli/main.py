@@ -9,6 +9,7 @@ from vdvae_codec.cli.common import tune_process
 from vdvae_codec.cli.compress import compress
 from vdvae_codec.cli.decompress import decompress
 from vdvae_codec.cli.export import export
+from vdvae_codec.cli.import_model import import_model
 from vdvae_codec.cli.info import info
 from vdvae_codec.cli.reconstruct import reconstruct
 from vdvae_codec.cli.sample import sample
@@ -29,5 +30,5 @@ def main() -> None:
     tune_process()
 
 
-for command in (compress, decompress, info, train, export, sample, reconstruct):
+for command in (compress, decompress, info, train, export, import_model, sample, reconstruct):
     main.add_command(command)

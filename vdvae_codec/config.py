@@ -30,7 +30,7 @@ class StageConfig:
     bottleneck: int  # channels inside residual blocks
     latents: int = 0  # number of latent layers
     zdim: int = 0  # channels of each latent
-    encoder_blocks: int = 0  # bottom-up residual blocks at this stride
+    encoder_blocks: int = 0  # bottom-up residual blocks at this stride; as published, the last one is pooled
     pixels: tuple[tuple[int, int], ...] = ()  # offset (dy, dx) of each pixel layer
     blocks: tuple[int, ...] = ()  # residual blocks in front of each pixel layer's head
     pairs: bool = False  # residual blocks are two 3x3 convolutions in place of VDVAE's bottleneck
@@ -45,6 +45,10 @@ class ModelConfig:
     predictor: int = 5  # kernel size of the linear predictor of each pixel layer
     texture: bool = False  # whether the encoder sees second differences as well
     tile: int = 256  # largest side of the tiles that the codec cuts images into
+    side: int = 0  # of the square images of a VDVAE as published (``model.published``); 0 = ours, of any size
+    mean: float = 128.0  # pixel levels that the encoder sees as zero ...
+    std: float = 64.0  # ... and their unit
+    bits: int = 8  # of a sub-pixel; fewer for scores only: the codec does not drop bits
 
     def __post_init__(self) -> None:
         strides = [stage.stride for stage in self.stages]
@@ -60,6 +64,14 @@ class ModelConfig:
                 raise ConfigError(f"stride {stage.stride}: a pixel offset lies outside the grid step")
         if self.tile < 1 or self.tile % self.max_stride:
             raise ConfigError(f"tile {self.tile} is no multiple of the largest stride {self.max_stride}")
+        if self.side:
+            last = self.stages[-1]
+            if self.side != self.max_stride or self.tile != self.side:
+                raise ConfigError(f"a VDVAE as published begins at stride {self.side}, and its tiles have that size")
+            if last.pixels != ((0, 0),) or last.blocks != (0,) or any(s.pixels for s in self.stages[:-1]):
+                raise ConfigError("a VDVAE as published has one pixel layer, the last, without blocks")
+        if not 1 <= self.bits <= 8:
+            raise ConfigError(f"bits: expected 1 to 8, got {self.bits}")
         cell = self.max_stride
         held = [
             (y, x) for s in self.stages for dy, dx in s.pixels

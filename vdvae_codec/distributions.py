@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,49 @@ def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:
     return 0.5 * (ratio + distance - 1) - (q.log_sigma - p.log_sigma)
 
 
+class Mixture(Protocol):
+    """A distribution over the colours (B, 3, h, w) of pixels, by discretised logistics."""
+
+    order: tuple[int, int, int]  # of the channels, as they are coded
+    logits: Tensor  # (B, K, 3, h, w) or, of components that span the colours, (B, K, h, w)
+    log_sigma: Tensor  # (B, K, 3, h, w), sigma in pixel levels
+
+    def location(self, channel: int, x: Tensor) -> Tensor:
+        """Component locations (B, K, h, w) of one channel, given the earlier channels of ``x`` (B, 3, h, w)."""
+
+    def nll_nats(self, x: Tensor) -> Tensor:
+        """-log p(x) in nats, (B, 1 or 3, h, w), for ``x`` (B, 3, h, w) in pixel levels 0..255, G, R, B."""
+
+    def sample(self, temperature: float = 1.0) -> Tensor:
+        """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B, with logits / temperature and sigma * temperature.
+
+        0 gives the location of the most likely component.
+        """
+
+
+def logistic_mass(x: Tensor, loc: Tensor, log_sigma: Tensor, width: float = 1.0) -> Tensor:
+    """Probability under logistics of the bin of the given ``width`` around x; the end bins of 0..255 are open."""
+    inv_sigma = (-log_sigma).exp()
+    lower = torch.where(x < 0.5, -1e5, x - width / 2)
+    upper = torch.where(x > 255.5 - width, 1e5, x + width / 2)
+    a, b = (lower - loc) * inv_sigma, (upper - loc) * inv_sigma
+    # On the right of the centre use 1 - cdf, so that tails keep their precision.
+    flip = a + b > 0
+    a, b = torch.where(flip, -b, a), torch.where(flip, -a, b)
+    return torch.sigmoid(b) - torch.sigmoid(a)
+
+
+def logistic_noise(sigma: Tensor) -> Tensor:
+    u = torch.rand_like(sigma).clamp(1e-6, 1 - 1e-6)
+    return sigma * (torch.log(u) - torch.log1p(-u))
+
+
+def gumbel_argmax(logits: Tensor, temperature: float) -> Tensor:
+    """Draws a component of logits (B, K, ...): (B, 1, ...) int64."""
+    gumbel = -torch.log(-torch.log(torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)))
+    return (logits + temperature * gumbel).argmax(1, keepdim=True)
+
+
 @dataclass
 class PixelMixture:
     """Discretised mixture of logistics with channel coupling (PixelCNN++, arXiv 1701.05517, eq. 1-3).
@@ -41,6 +85,7 @@ class PixelMixture:
     base: (B, 3, h, w) linear prediction in pixel levels, G, R, B; coupling: (B, 3, h, w).
     """
 
+    order = (0, 1, 2)
     logits: Tensor
     loc: Tensor
     log_sigma: Tensor
@@ -58,31 +103,63 @@ class PixelMixture:
         return self.loc[:, :, channel] + shift[:, None]
 
     def nll_nats(self, x: Tensor) -> Tensor:
-        """-log p(x) in nats per sub-pixel, (B, 3, h, w), for ``x`` in pixel levels 0..255, G, R, B."""
         loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
-        inv_sigma = (-self.log_sigma.clamp(*LOG_SIGMA_RANGE)).exp()
-        x = x[:, None]
-        lower = torch.where(x < 0.5, -1e5, x - 0.5)  # the end bins are open
-        upper = torch.where(x > 254.5, 1e5, x + 0.5)
-        a, b = (lower - loc) * inv_sigma, (upper - loc) * inv_sigma
-        # On the right of the centre use 1 - cdf, so that tails keep their precision.
-        flip = a + b > 0
-        a, b = torch.where(flip, -b, a), torch.where(flip, -a, b)
-        p = (F.softmax(self.logits, 1) * (torch.sigmoid(b) - torch.sigmoid(a))).sum(1)
+        mass = logistic_mass(x[:, None], loc, self.log_sigma.clamp(*LOG_SIGMA_RANGE))
+        p = (F.softmax(self.logits, 1) * mass).sum(1)
         return -torch.log(p + 1e-12)
 
     def sample(self, temperature: float = 1.0) -> Tensor:
-        """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B, with logits / temperature and sigma * temperature.
-
-        0 gives the location of the most likely component.
-        """
-        gumbel = -torch.log(-torch.log(torch.rand_like(self.logits).clamp(1e-6, 1 - 1e-6)))
-        choice = (self.logits + temperature * gumbel).argmax(1, keepdim=True)  # (B, 1, 3, h, w)
-        sigma = self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0]
-        u = torch.rand_like(sigma).clamp(1e-6, 1 - 1e-6)
-        noise = temperature * sigma * (torch.log(u) - torch.log1p(-u))
+        choice = gumbel_argmax(self.logits, temperature)  # (B, 1, 3, h, w)
+        noise = temperature * logistic_noise(self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0])
         x = torch.zeros_like(self.base)
         for c in range(3):
             loc = self.location(c, x).gather(1, choice[:, :, c])[:, 0]
+            x[:, c] = (loc + noise[:, c]).round().clamp(0, 255)
+        return x
+
+
+@dataclass
+class JointMixture:
+    """Mixture whose components span the colours (PixelCNN++, arXiv 1701.05517, eq. 1-3), as VDVAE's code has it.
+
+    The colours are coded in the order R, G, B: green moves with red by c0, blue with red by c1 and with green by c2,
+    all relative to ``CENTRE``.
+
+    logits: (B, K, h, w); loc, log_sigma: (B, K, 3, h, w) in pixel levels, channels in G, R, B order; coupling:
+    (B, K, 3, h, w), c0, c1, c2; bits: of a sub-pixel, whose lower ones are dropped.
+    """
+
+    CENTRE = 127.5
+    order = (1, 0, 2)
+    logits: Tensor
+    loc: Tensor
+    log_sigma: Tensor
+    coupling: Tensor
+    bits: int = 8
+
+    def location(self, channel: int, x: Tensor) -> Tensor:
+        loc, seen = self.loc[:, :, channel], x[:, None] - self.CENTRE  # (B, K, h, w); (B, 1, 3, h, w)
+        if channel == 0:
+            loc = loc + self.coupling[:, :, 0] * seen[:, :, 1]
+        if channel == 2:
+            loc = loc + self.coupling[:, :, 1] * seen[:, :, 1]
+            loc = loc + self.coupling[:, :, 2] * seen[:, :, 0]
+        return loc
+
+    def nll_nats(self, x: Tensor) -> Tensor:
+        step = 2 ** (8 - self.bits)
+        x = (x / step).floor() * step
+        loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
+        mass = logistic_mass(x[:, None], loc, self.log_sigma, step)
+        log_p = torch.log(mass.clamp(min=1e-12)).sum(2)  # (B, K, h, w)
+        return -torch.logsumexp(F.log_softmax(self.logits, 1) + log_p, 1, keepdim=True)
+
+    def sample(self, temperature: float = 1.0) -> Tensor:
+        choice = gumbel_argmax(self.logits, temperature)  # (B, 1, h, w)
+        sigma = self.log_sigma.exp().gather(1, choice[:, :, None].expand(-1, -1, 3, -1, -1))[:, 0]
+        noise = temperature * logistic_noise(sigma)
+        x = torch.zeros_like(noise)
+        for c in self.order:
+            loc = self.location(c, x).gather(1, choice)[:, 0]
             x[:, c] = (loc + noise[:, c]).round().clamp(0, 255)
         return x

@@ -49,14 +49,14 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
     model, recipe, meta = load_float(checkpoint)
     images = open_images(data, recipe.crop, run / "cache")
     stride = model.config.max_stride
-    side = min(SIDE, int(images.sizes.min()) // stride * stride)
+    side = model.config.side or min(SIDE, int(images.sizes.min()) // stride * stride)
     crops = Crops(images, side, "none")
     calibration, measured = (
         list(torch.split(crops.batch((recipe.seed, 2, n), 0, PIXELS // side**2).float(), PART // side**2))
         for n in range(2)
     )
     exact = quantise_model(model, calibration)
-    image = Crops(images, min(KNOWN_SIDE, side), "none").batch((recipe.seed, 3), 0, 1)[0]
+    image = Crops(images, model.config.side or min(KNOWN_SIDE, side), "none").batch((recipe.seed, 3), 0, 1)[0]
     output.mkdir(parents=True, exist_ok=True)
     write_config(output / "config.toml", model.config, recipe)
     digest = save_released(output, model.config, exact, image)

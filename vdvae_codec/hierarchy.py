@@ -16,7 +16,7 @@ from vdvae_codec.coding.bits_back import Receiver, Sender
 from vdvae_codec.coding.codec import Codec, chain, halves_codec, window_codec
 from vdvae_codec.coding.schedule import MIN_BITS
 from vdvae_codec.coding.stack import Stack
-from vdvae_codec.distributions import Gaussian, PixelMixture
+from vdvae_codec.distributions import Gaussian, Mixture
 from vdvae_codec.exact.tables import ByteHalves, Tables, latent_distribution, pixel_distribution, quantise
 from vdvae_codec.model.layers import Acts, LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
@@ -39,9 +39,9 @@ class Group:
         """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer; None for all."""
         return None if self.full else layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
 
-    def values(self, layer: PixelLayer, x: Tensor) -> np.ndarray:
-        """The coded sub-pixels (channels, N) of a layer, from the image x (B, 3, H, W)."""
-        planes = layer.plane(x)[:, : self.channels].transpose(0, 1).flatten(1)
+    def values(self, layer: PixelLayer, p: Mixture, x: Tensor) -> np.ndarray:
+        """The coded sub-pixels (channels, N) of a layer, in p's order, from the image x (B, 3, H, W)."""
+        planes = layer.plane(x)[:, p.order[: self.channels]].transpose(0, 1).flatten(1)
         inside = self.positions(layer)
         values: np.ndarray = (planes if inside is None else planes[:, inside]).to(torch.int32).cpu().numpy()
         return values
@@ -74,21 +74,21 @@ class Coding:
         z[:, layer.alive] = live.transpose(0, 1)
         return z * 2.0 ** -int(layer.grid_exponent)
 
-    def pixel_codec(self, layer: PixelLayer, p: PixelMixture) -> Codec:
-        """Codec of the layer's sub-pixels (channels, N) in 0..255; a channel depends on the ones before it."""
+    def pixel_codec(self, layer: PixelLayer, p: Mixture) -> Codec:
+        """Codec of the layer's sub-pixels (channels, N) in 0..255; a channel depends on those before it."""
         p = quantise(p)
         inside = self.group.positions(layer)
 
         def channel(c: int) -> Callable[[list[np.ndarray]], Codec]:
             def given(rows: list[np.ndarray]) -> Codec:
-                x = torch.full_like(p.base, FILL)  # (B, 3, h, w)
-                for n, row in enumerate(rows):
-                    scatter(x, n, inside, row)
+                x = torch.full_like(p.log_sigma[:, 0], FILL)  # (B, 3, h, w)
+                for known, row in zip(p.order, rows):
+                    scatter(x, known, inside, row)
                 return window_codec(pixel_distribution(self.tables, p, c, x, inside))
 
             return given
 
-        return chain([channel(c) for c in range(self.group.channels)])
+        return chain([channel(c) for c in p.order[: self.group.channels]])
 
 
 def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
@@ -126,8 +126,8 @@ class Push(Coding):
         prior = halves_codec(self.latent_bytes(layer, p))
         return self.z(layer, p, self.sender.latent(prior, halves_codec(q_bytes), point))
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
-        self.sender.observed(self.pixel_codec(layer, p), self.group.values(layer, x))
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
+        self.sender.observed(self.pixel_codec(layer, p), self.group.values(layer, p, x))
 
 
 class Pop(Coding):
@@ -146,11 +146,11 @@ class Pop(Coding):
 
         return self.z(layer, p, self.receiver.latent(halves_codec(self.latent_bytes(layer, p)), later))
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         rows = self.receiver.observed(self.pixel_codec(layer, p))
         inside, plane = self.group.positions(layer), layer.plane(x)
-        for c in range(3):
-            scatter(plane, c, inside, rows[min(c, self.group.channels - 1)])
+        for n, c in enumerate(p.order):
+            scatter(plane, c, inside, rows[min(n, self.group.channels - 1)])
 
 
 @torch.inference_mode()
@@ -197,12 +197,12 @@ class ExactElbo(Coding):
         self.kl_bits.append(float((self.latent_bytes(layer, p).bits(k) - q.bits(k)).sum()))
         return self.z(layer, p, k)
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         p, inside = quantise(p), self.group.positions(layer)
-        plane, values = layer.plane(x), self.group.values(layer, x)
+        plane, values = layer.plane(x), self.group.values(layer, p, x)
         self.pixel_bits.append(sum(
-            float(pixel_distribution(self.tables, p, c, plane, inside).bits(values[c]).sum())
-            for c in range(self.group.channels)
+            float(pixel_distribution(self.tables, p, c, plane, inside).bits(row).sum())
+            for c, row in zip(p.order, values)
         ))
 
 

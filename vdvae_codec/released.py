@@ -30,6 +30,8 @@ from vdvae_codec.hierarchy import Group, push_group
 from vdvae_codec.model.vdvae import VDVAE
 
 WEIGHTS = "weights.safetensors"
+# What the first released models do not know, by its default: their digests stay as they are.
+LATER = {"texture": False, "pairs": False, "side": 0, "mean": 128.0, "std": 64.0, "bits": 8}
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def digest(config: ModelConfig, tensors: dict[str, Tensor]) -> bytes:
     """SHA-256 (first 16 bytes) over the architecture and every tensor's name, type, shape and bytes."""
     architecture = dataclasses.asdict(config)
     for part in (architecture, *architecture["stages"]):
-        for name in {"texture", "pairs"} & part.keys():
-            if not part[name]:  # unknown to the first released models, whose digests stay as they are
+        for name in LATER.keys() & part.keys():
+            if part[name] == LATER[name]:
                 del part[name]
     sha = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name in sorted(tensors):

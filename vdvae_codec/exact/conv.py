@@ -9,6 +9,7 @@ single IEEE operations, which are the same everywhere. No sum of products is lef
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdvae_codec.errors import ExactnessError
-from vdvae_codec.model.blocks import Conv
+from vdvae_codec.exact.functions import gelu
+from vdvae_codec.model.blocks import GELU, HARDSWISH, Conv
 
 LIMIT = 2**24
 
@@ -72,7 +74,7 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = 2.0**self.input_exponent
-        a = hard_swish(x).mul_(scale) if self.act else x * scale
+        a = EXACT[self.act](x) * scale
         a = a.round_().clamp_(self.low, self.high)  # integers; the weights carry their power of two
         if self.parts == 1:
             return F.conv2d(a, self._weights[0], self._bias, padding=self.padding)
@@ -90,6 +92,9 @@ def hard_swish(x: Tensor) -> Tensor:
 
 def unfused_hard_swish(x: Tensor) -> Tensor:
     return (x + 3).clamp_(0, 6).mul_(x).div_(6)
+
+
+EXACT: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, HARDSWISH: hard_swish, GELU: gelu}
 
 
 @functools.cache

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
-from vdvae_codec.model.blocks import Conv
+from vdvae_codec.exact.functions import ExactTanh
+from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Tanh
 from vdvae_codec.model.layers import Acts, LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 
@@ -25,10 +25,13 @@ ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed a
 
 
 def exact_twin(model: VDVAE) -> VDVAE:
-    """The same layers with every ``Conv`` replaced by an empty ``ExactConv``, for a state dict to be loaded into."""
+    """The same layers with every ``Conv`` replaced by an empty ``ExactConv``, for a state dict to be loaded into, and
+    every ``Tanh`` by its table."""
     twin = copy.deepcopy(model).requires_grad_(False).eval()
     for parent, name, conv in list(convolutions(twin)):
         setattr(parent, name, ExactConv(conv))
+    for parent in [m for m in twin.modules() if isinstance(getattr(m, "tanh", None), Tanh)]:
+        parent.tanh = ExactTanh()
     return twin
 
 
@@ -57,7 +60,8 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     ranges: dict[nn.Module, tuple[float, float]] = {}
 
     def observe(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = F.hardswish(args[0]) if conv.act else args[0]
+        assert isinstance(conv, Conv)
+        x = ACTIVATIONS[conv.act](args[0])
         low, high = ranges.get(conv, (0.0, 0.0))
         ranges[conv] = (min(low, float(x.min())), max(high, float(x.max())))
 

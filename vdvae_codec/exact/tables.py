@@ -9,21 +9,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vdvae_codec.distributions import LOG_SIGMA_RANGE, Gaussian, PixelMixture
+from vdvae_codec.distributions import LOG_SIGMA_RANGE, Gaussian, JointMixture, Mixture, PixelMixture
 
 STEPS = 16  # locations are multiples of 1/16
 SCALES_PER_NAT = 8
 TABLE_STEPS = 1024  # table entries per standard unit
 TABLE_REACH = 12  # standard units on each side
 ONE = 1 << 16  # a probability of 1 in the cdf tables
-WEIGHT_ONE = 1 << 10  # weight of the heaviest component
+WEIGHT_BITS = 10
+WEIGHT_ONE = 1 << WEIGHT_BITS  # weight of the heaviest component
 LOGIT_STEPS = 16
 FAR = 2.0**30  # an edge beyond every table
 FURTHEST = 2**13 - 1  # of locations, in 1/16 of a step
@@ -142,6 +143,20 @@ class ByteMixture:
         result: np.ndarray = out.cpu().numpy()
         return result
 
+    def posterior(self, x: Tensor) -> Tensor:
+        """Weights (K, N) int32 of the components once the symbols x (N,) float32 are known, up to 10 bits."""
+        reach = len(self.table) // 2
+        centre = (reach + 0.5) - self.location * self.inverse_scale
+        position = (x - 0.5) * STEPS, (x + 0.5) * STEPS
+        lower, upper = (
+            gather(self.table, torch.addcmul(centre, edge, self.inverse_scale).clamp_(0, 2 * reach).to(torch.int32))
+            for edge in position
+        )
+        lower, upper = lower.masked_fill(x == 0, 0), upper.masked_fill(x == 255, ONE)  # the end bins are open
+        product = (upper - lower + 1) * self.weight  # below 2^27, and at least the heaviest weight
+        _, exponent = torch.frexp(product.amax(0).double())
+        return product >> (exponent - WEIGHT_BITS).clamp(min=0)
+
     def bits(self, x: np.ndarray) -> np.ndarray:
         """-log2 of the probability that the coder uses for x (N,): float64 (N,)."""
         place = np.clip(x - self.start() + 1, 0, WINDOW + 1)
@@ -214,8 +229,12 @@ def scale_index(log_sigma: Tensor) -> Tensor:
     return ((log_sigma - low) * SCALES_PER_NAT).round().clamp(0, top).to(torch.int32)
 
 
-def quantise(p: PixelMixture) -> PixelMixture:
-    """The parameters on their grids, so that ``location`` is exact: base and loc 1/16, coupling 1/64."""
+def quantise(p: Mixture) -> Mixture:
+    """The parameters on their grids, so that ``location`` is exact: base and loc 1/16, coupling 1/64 or, as tanh gives
+    it, 2^-12."""
+    if isinstance(p, JointMixture):
+        return replace(p, loc=on_grid(p.loc, STEPS).clamp(-1024, 1023))
+    assert isinstance(p, PixelMixture)
     return PixelMixture(
         p.logits, on_grid(p.loc, STEPS).clamp(-2048, 2048), p.log_sigma,
         on_grid(p.base, STEPS).clamp(-512, 768), on_grid(p.coupling, 64).clamp(-4, 4),
@@ -223,22 +242,29 @@ def quantise(p: PixelMixture) -> PixelMixture:
 
 
 def pixel_distribution(
-    tables: Tables, p: PixelMixture, channel: int, x: Tensor, inside: Tensor | None
+    tables: Tables, p: Mixture, channel: int, x: Tensor, inside: Tensor | None
 ) -> ByteMixture:
-    """One channel's distributions at the positions ``inside``, given the earlier channels of x (B, 3, h, w).
+    """One channel's distributions at the positions ``inside``, given the earlier channels (``p.order``) of x.
 
-    ``p`` is quantised; inside: int64 (N,) indices into the flattened (B, h, w), or None for all of them.
+    ``p`` is quantised; x: (B, 3, h, w); inside: int64 (N,) indices into the flattened (B, h, w), or None for all.
     """
     def select(t: Tensor) -> Tensor:  # (B, K, h, w) -> (K, N)
         planes = t.transpose(0, 1).flatten(1)
         return planes if inside is None else planes.index_select(1, inside)
 
-    location = select(p.location(channel, x)) * STEPS
-    logits = select(p.logits[:, :, channel])
+    def components(c: int, weight: Tensor) -> ByteMixture:
+        location = (select(p.location(c, x)) * STEPS).round().clamp(-FURTHEST, FURTHEST)
+        scale = gather(tables.inverse_scale, scale_index(select(p.log_sigma[:, :, c])))
+        return ByteMixture(tables.logistic, location, scale, weight)
+
+    joint = isinstance(p, JointMixture)
+    logits = select(p.logits if joint else p.logits[:, :, channel])
     index = ((logits.amax(0) - logits) * LOGIT_STEPS).round().clamp(0, 255).to(torch.int32)
-    scale = gather(tables.inverse_scale, scale_index(select(p.log_sigma[:, :, channel])))
     weight = gather(tables.weight, index)
-    return ByteMixture(tables.logistic, location.round().clamp(-FURTHEST, FURTHEST), scale, weight)
+    if joint:
+        for earlier in p.order[: p.order.index(channel)]:
+            weight = components(earlier, weight).posterior(select(x[:, earlier, None])[0])
+    return components(channel, weight)
 
 
 def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tensor) -> ByteHalves:

@@ -1,10 +1,13 @@
 """Building blocks of the networks: convolution, activation, residual bottleneck, resampling.
 
-Everything that a coding path needs to be exact is confined to ``Conv``, whose exact twin is in ``vdvae_codec.exact``.
+Everything that a coding path needs to be exact is confined to ``Conv`` and ``Tanh``, whose exact twins are in
+``vdvae_codec.exact``.
 The rest is element-wise IEEE arithmetic in a fixed order, or copying: the same on every machine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -13,14 +16,17 @@ from torch import Tensor
 
 from vdvae_codec.config import StageConfig
 
+HARDSWISH, GELU = "hardswish", "gelu"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, HARDSWISH: F.hardswish, GELU: F.gelu}
+
 
 class Conv(nn.Conv2d):
-    """Convolution that keeps height and width: odd kernel, zero padding, optionally of hard swish of its input.
+    """Convolution that keeps height and width: odd kernel, zero padding, optionally of an activation of its input.
 
     hard swish(x) = x * clamp(x + 3, 0, 6) / 6: the shape of gelu, without transcendentals.
     """
 
-    def __init__(self, cin: int, cout: int, kernel: int, *, act: bool = False, gain: float = 1.0, bias: bool = True):
+    def __init__(self, cin: int, cout: int, kernel: int, *, act: str = "", gain: float = 1.0, bias: bool = True):
         super().__init__(cin, cout, kernel, padding=kernel // 2, bias=bias)
         self.act = act
         with torch.no_grad():
@@ -29,18 +35,25 @@ class Conv(nn.Conv2d):
                 self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.hardswish(x) if self.act else x)
+        return super().forward(ACTIVATIONS[self.act](x))
+
+
+class Tanh(nn.Module):
+    """Hyperbolic tangent, which has an exact twin."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
 
 
 class Bottleneck(nn.Module):
     """act-1x1, act-3x3, act-3x3, act-1x1 (VDVAE, arXiv 2011.10650, figure 3): (B, cin, h, w) -> (B, cout, h, w)."""
 
-    def __init__(self, cin: int, middle: int, cout: int, gain: float = 1.0):
+    def __init__(self, cin: int, middle: int, cout: int, gain: float = 1.0, *, act: str = HARDSWISH, kernel: int = 3):
         super().__init__()
-        self.c1 = Conv(cin, middle, 1, act=True)
-        self.c2 = Conv(middle, middle, 3, act=True)
-        self.c3 = Conv(middle, middle, 3, act=True)
-        self.c4 = Conv(middle, cout, 1, act=True, gain=gain)
+        self.c1 = Conv(cin, middle, 1, act=act)
+        self.c2 = Conv(middle, middle, kernel, act=act)
+        self.c3 = Conv(middle, middle, kernel, act=act)
+        self.c4 = Conv(middle, cout, 1, act=act, gain=gain)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.c4(self.c3(self.c2(self.c1(x))))
@@ -50,8 +63,8 @@ class Bottleneck(nn.Module):
 class Block(Bottleneck):
     """Residual bottleneck; ``gain`` is 1/sqrt(number of blocks), the paper's stabiliser."""
 
-    def __init__(self, width: int, middle: int, gain: float):
-        super().__init__(width, middle, width, gain)
+    def __init__(self, width: int, middle: int, gain: float, *, act: str = HARDSWISH, kernel: int = 3):
+        super().__init__(width, middle, width, gain, act=act, kernel=kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
@@ -62,17 +75,19 @@ class Pair(nn.Module):
 
     def __init__(self, width: int, middle: int, gain: float):
         super().__init__()
-        self.c1 = Conv(width, middle, 3, act=True)
-        self.c2 = Conv(middle, width, 3, act=True, gain=gain)
+        self.c1 = Conv(width, middle, 3, act=HARDSWISH)
+        self.c2 = Conv(middle, width, 3, act=HARDSWISH, gain=gain)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.c2(self.c1(x))
         return y
 
 
-def residual(stage: StageConfig, gain: float) -> nn.Module:
+def residual(stage: StageConfig, gain: float, *, act: str = HARDSWISH, kernel: int = 3) -> nn.Module:
     """A residual block of a stage."""
-    return (Pair if stage.pairs else Block)(stage.width, stage.bottleneck, gain)
+    if stage.pairs:
+        return Pair(stage.width, stage.bottleneck, gain)
+    return Block(stage.width, stage.bottleneck, gain, act=act, kernel=kernel)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

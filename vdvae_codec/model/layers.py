@@ -16,8 +16,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.config import StageConfig
-from vdvae_codec.distributions import Gaussian, PixelMixture
-from vdvae_codec.model.blocks import Bottleneck, Conv, residual, upsample
+from vdvae_codec.distributions import Gaussian, Mixture, PixelMixture
+from vdvae_codec.model.blocks import HARDSWISH, Bottleneck, Conv, residual, upsample
 
 Offset = tuple[int, int]
 Acts = dict[int, Tensor]
@@ -41,7 +41,7 @@ class Visitor(Protocol):
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         """Returns z (B, zdim, h, w), given the prior; ``posterior`` computes q from the encoder's activations."""
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         """Makes ``layer.plane(x)`` valid, if it is not yet."""
 
 
@@ -68,13 +68,14 @@ class LatentLayer(Layer):
     grid_exponent: Tensor
     alive: Tensor
 
-    def __init__(self, stage: StageConfig, width: int, gain: float):
+    def __init__(self, stage: StageConfig, width: int, gain: float, *, act: str = HARDSWISH, kernel: int = 3):
         super().__init__(stage, width)
         self.zdim = stage.zdim
-        self.prior = Bottleneck(stage.width, stage.bottleneck, 2 * stage.zdim + stage.width)
-        self.posterior = Bottleneck(2 * stage.width, stage.bottleneck, 2 * stage.zdim)
+        outputs = 2 * stage.zdim
+        self.prior = Bottleneck(stage.width, stage.bottleneck, outputs + stage.width, act=act, kernel=kernel)
+        self.posterior = Bottleneck(2 * stage.width, stage.bottleneck, outputs, act=act, kernel=kernel)
         self.z_proj = Conv(stage.zdim, stage.width, 1, gain=gain)
-        self.resnet = residual(stage, gain)
+        self.resnet = residual(stage, gain, act=act, kernel=kernel)
         # What coding needs to know, found on data when a model is exported: z = k 2^-grid_exponent, k in -128..127, and
         # which channels carry information; the others stay at the prior's mean.
         self.register_buffer("grid_exponent", torch.zeros((), dtype=torch.int32))
@@ -95,7 +96,12 @@ class LatentLayer(Layer):
 
 
 def gaussian(mean: Tensor, log_sigma: Tensor) -> Gaussian:
-    return Gaussian(mean.float(), log_sigma.float().clamp(-8, 8))  # beyond that, exp overflows in the KL
+    return Gaussian(full(mean), full(log_sigma).clamp(-8, 8))  # beyond that, exp overflows in the KL
+
+
+def full(x: Tensor) -> Tensor:
+    """At least single precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class PixelLayer(Layer):
@@ -116,7 +122,7 @@ class PixelLayer(Layer):
         self.predictor = Conv(3 * len(context), 3, kernel, bias=False) if context else None
         self.embed = Conv(3 * len(context) + 3, stage.width, 3) if context else None
         self.blocks = nn.Sequential(*[residual(stage, gain) for _ in range(blocks)])
-        self.head = Conv(stage.width, 9 * mixtures + 3, 1, act=True, gain=0.1)
+        self.head = Conv(stage.width, 9 * mixtures + 3, 1, act=HARDSWISH, gain=0.1)
         with torch.no_grad():
             bias = self.head.bias
             assert bias is not None
@@ -151,7 +157,8 @@ class PixelLayer(Layer):
         else:
             base = torch.full((b, 3, height, width), 128.0, device=h.device)
         h = self.blocks(h)
-        mix, coupling = self.head(h).float().contiguous().split([9 * self.mixtures, 3], 1)
+        out = full(self.head(h)).contiguous()
+        mix, coupling = out[:, : 9 * self.mixtures], out[:, 9 * self.mixtures :]
         logits, loc, log_sigma = mix.view(b, 3, self.mixtures, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
         visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base, coupling), state.x)
         return State(h, self.stride, state.x)

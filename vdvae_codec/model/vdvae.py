@@ -9,23 +9,30 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.config import ModelConfig
-from vdvae_codec.distributions import Gaussian, PixelMixture, gaussian_kl
+from vdvae_codec.distributions import Gaussian, Mixture, gaussian_kl
+from vdvae_codec.errors import ModelError
 from vdvae_codec.model.encoder import Encoder
 from vdvae_codec.model.layers import Acts, LatentLayer, Layer, PixelLayer, State, Visitor
+from vdvae_codec.model.published import PublishedEncoder, published_layers
 
 
 class VDVAE(nn.Module):
     """A very deep VAE (arXiv 2011.10650) whose list of layers may interleave latents and pixels.
 
     Fully convolutional: images are (B, 3, H, W) float32 in pixel levels 0..255, channels G, R, B, H and W multiples of
-    ``config.max_stride``.
+    ``config.max_stride``; or, as published, of ``config.side``.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config) if any(s.latents for s in config.stages) else None
         self.bias = nn.Parameter(torch.zeros(1, config.stages[0].width, 1, 1))
+        self.encoder: nn.Module | None = None
+        if config.side:
+            self.encoder, self.layers = PublishedEncoder(config), nn.ModuleList(published_layers(config))
+            return
+        if any(s.latents for s in config.stages):
+            self.encoder = Encoder(config)
         depth = sum(2 * s.latents + sum(s.blocks) for s in config.stages)
         layers: list[Layer] = []
         known: list[tuple[int, tuple[int, int]]] = []  # (stride, offset) of the pixel layers so far
@@ -44,8 +51,13 @@ class VDVAE(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def walk(self, x: Tensor, visit: Visitor) -> None:
-        """Walks the layers from the top down. ``x`` is the image as far as it is known; visitors may fill it in."""
-        stride = self.config.max_stride
+        """Walks the layers from the top down. ``x`` is the image as far as it is known; visitors may fill it in.
+
+        Raises ModelError if the model is for images of another size.
+        """
+        stride, side = self.config.max_stride, self.config.side
+        if side and x.shape[2:] != (side, side):
+            raise ModelError(f"this model is for images of {side}x{side}, not of {x.shape[2]}x{x.shape[3]}")
         h = self.bias.expand(x.shape[0], -1, x.shape[2] // stride, x.shape[3] // stride)
         state = State(h, stride, x)
         for layer in self.layers:
@@ -66,7 +78,7 @@ class Elbo:
         self.kl_nats.append((gaussian_kl(q, p) * alive).sum((2, 3)))
         return torch.where(alive, q.sample(), p.mean)
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         self.nll_nats.append(p.nll_nats(layer.plane(x)).sum((1, 2, 3)))
 
 
@@ -79,7 +91,7 @@ class Sample:
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         return torch.where(layer.alive[:, None, None], p.sample(self.temperature), p.mean)
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         layer.plane(x).copy_(p.sample(self.temperature))
 
 
@@ -98,7 +110,7 @@ class Reconstruct(Sample):
             return super().latent(layer, p, posterior)
         return torch.where(layer.alive[:, None, None], posterior(self.acts).mean, p.mean)
 
-    def pixels(self, layer: PixelLayer, p: PixelMixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         if self.known is None or layer.stride < self.stride:
             super().pixels(layer, p, x)
         else:

@@ -105,7 +105,7 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 def validation_batches(held_out: Images, config: ModelConfig, recipe: TrainConfig) -> list[Tensor]:
     """Fixed crops of images that are not trained on, as large as the smallest of them allows: (B, 3, s, s) uint8."""
-    side = min(VALIDATION_SIDE, int(held_out.sizes.min()) // config.max_stride * config.max_stride)
+    side = config.side or min(VALIDATION_SIDE, int(held_out.sizes.min()) // config.max_stride * config.max_stride)
     pixels = min(VALIDATION_PIXELS, int(held_out.sizes.prod(1).sum()))
     size = max(1, min(VALIDATION_BATCH, pixels) // side**2)
     count = max(1, pixels // side**2 // size) * size
