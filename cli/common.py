@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -82,15 +83,22 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def write_output(path: Path, data: bytes, force: bool) -> None:
-    """Writes a whole file under a temporary name and renames it: it appears complete or not at all."""
+    """Writes a whole file, or to stdout."""
     if path == STREAM:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
+    with output_file(path, force) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
+    """A file under a temporary name that is renamed at the end: it appears complete or not at all."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -101,6 +109,14 @@ def write_output(path: Path, data: bytes, force: bool) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def is_set(path: Path) -> bool:
+    """Whether a file is an archive of images."""
+    from vdvae_codec.archive import is_archive
+
+    with path.open("rb") as file:
+        return is_archive(file.read(12))
 
 
 def each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:

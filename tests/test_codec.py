@@ -17,10 +17,11 @@ from vdvae_codec.coding.stack import Stack
 from vdvae_codec.container import Container, Kind
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.exact.quantise import quantise_model
-from vdvae_codec.hierarchy import exact_elbo, pop_group, push_group
+from vdvae_codec.hierarchy import Group, exact_elbo, pop_group, push_group
 from vdvae_codec.images import read_picture, tile_boxes, tile_grid, write_image
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.released import Released
+from vdvae_codec.tiles import Box, encode, runs_of, tensor_of, tile_of
 
 CPU = torch.device("cpu")
 LATENTS = 4 * (16 + 64)  # of a tile of 32x32: channels, positions at both strides
@@ -28,10 +29,14 @@ BITS_AT_MODE = math.log2(2 * math.sqrt(2 * math.pi))  # of N(0, 1) on a grid of 
 SIZES = [(1, 1), (1, 17), (47, 33), (64, 64), (100, 9)]
 
 
+def cut(pixels: np.ndarray, boxes: list[Box], tile: tuple[int, int]) -> tuple[torch.Tensor, Group]:
+    return tensor_of([pixels], [(0, box) for box in boxes], tile, CPU)
+
+
 def group_codec(released: Released, pixels: np.ndarray, direct: bool) -> tuple[Codec, np.ndarray]:
     """All tiles of pixels (H, W, C) as one group: its codec and what it codes, (B, 3, h, w)."""
     tile = tile_grid(pixels.shape[0], pixels.shape[1], released.config.tile, released.config.max_stride)
-    x, group = api.tensor_of(pixels, tile_boxes(pixels.shape[0], pixels.shape[1], tile), tile, CPU)
+    x, group = cut(pixels, tile_boxes(pixels.shape[0], pixels.shape[1], tile), tile)
 
     def push(stack: Stack, x: np.ndarray) -> None:
         bits = push_group(released.model, released.tables, group, torch.from_numpy(x), stack, direct)
@@ -71,7 +76,7 @@ def test_borrowing_is_cheaper_than_paying(tiny_model: Released, photo: np.ndarra
 def test_a_group_that_wants_more_than_there_is_changes_nothing(
     tiny_model: Released, photo: np.ndarray, words: int
 ) -> None:
-    x, group = api.tensor_of(photo, [(0, 0, 32, 32), (32, 0, 64, 32)], (32, 32), CPU)
+    x, group = cut(photo, [(0, 0, 32, 32), (32, 0, 64, 32)], (32, 32))
     stack = random_stack(words)
     before = stack.words()
     assert push_group(tiny_model.model, tiny_model.tables, group, x, stack, direct=False) is None
@@ -95,13 +100,16 @@ def test_images(tiny_folder: Path, photo: np.ndarray, size: tuple[int, int], cha
 
 def code(released: Released, pixels: np.ndarray) -> tuple[Container, float]:
     """Codes pixels (H, W, C), checks that they come back; returns the container and the initial bits."""
-    payload, tile, groups, initial_bits = api.encode_pixels(pixels, released)
+    shape = (pixels.shape[0], pixels.shape[1], pixels.shape[2])
+    tile = tile_of(shape, released.config)
+    coded = encode([pixels], runs_of([shape], [tile]), released)
     container = Container(
-        kind=Kind.MODEL, channels=pixels.shape[2], width=pixels.shape[1], height=pixels.shape[0], tile=tile,
-        groups=groups, model=released.name, digest=released.digest, metadata={}, payload=payload, pixels_crc=0,
+        kind=Kind.MODEL, channels=shape[2], width=shape[1], height=shape[0], tile=tile, groups=coded.groups,
+        model=released.name, digest=released.digest, metadata={}, payload=coded.payload, pixels_crc=0,
     )  # fmt: skip
+    assert coded.direct == 1
     assert np.array_equal(api.decode_pixels(container, released), pixels)
-    return container, initial_bits
+    return container, coded.initial_bits
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def idle_model(photo: np.ndarray) -> Released:
 
 def test_latents_whose_posterior_is_the_prior_cost_nothing(idle_model: Released, photo: np.ndarray) -> None:
     container, initial_bits = code(idle_model, photo)
-    x, group = api.tensor_of(photo, tile_boxes(120, 160, container.tile), container.tile, CPU)
+    x, group = cut(photo, tile_boxes(120, 160, container.tile), container.tile)
     terms = exact_elbo(idle_model.model, idle_model.tables, group, x)
     assert terms.kl_bits == [0, 0]
     assert initial_bits == pytest.approx(LATENTS * BITS_AT_MODE, rel=0.05)  # scales are rounded to 1/8 nat
@@ -138,7 +146,7 @@ def test_flat_images(tiny_model: Released, level: int, channels: int) -> None:
 def test_file_bits_are_the_elbo_and_named_overheads(tiny_model: Released, photo: np.ndarray) -> None:
     container, initial_bits = code(tiny_model, photo)
     assert container.groups == (1, 2, 4, 8, 5)
-    x, group = api.tensor_of(photo, tile_boxes(120, 160, container.tile), container.tile, CPU)
+    x, group = cut(photo, tile_boxes(120, 160, container.tile), container.tile)
     terms = exact_elbo(tiny_model.model, tiny_model.tables, group, x)
     elbo_bits = sum(terms.kl_bits) + sum(terms.pixel_bits)
     assert sum(terms.kl_bits) > 0.01 * elbo_bits  # more than the difference allowed below

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from vdvae_codec.coding.schedule import code_groups
+from vdvae_codec import tiles
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import DEFAULT_MODEL
 from vdvae_codec.container import VERSION, Container, Kind
-from vdvae_codec.errors import ExactnessError, FormatError, ImageError, ModelError, VdvaeCodecError
-from vdvae_codec.hierarchy import FILL, Group, exact_elbo, pop_group, push_group
+from vdvae_codec.errors import FormatError, ImageError, VdvaeCodecError
+from vdvae_codec.hierarchy import exact_elbo, push_group
 from vdvae_codec.images import (
     Picture,
     best_file,
@@ -30,14 +28,12 @@ from vdvae_codec.images import (
 from vdvae_codec.model.layers import LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.pictures import reconstructions, sheet, strides
-from vdvae_codec.released import Released, load_released
+from vdvae_codec.released import Released, load_released, model_named
+from vdvae_codec.tiles import Run, runs_of, tensor_of, tile_of
 
-GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
-MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
 TRY_FILE_WITHIN = 1.1  # a quick classical coding this close to ours makes the thorough one worth its time
 SMALL_PIXELS = 2**16  # images up to this size are always tried
 RECONSTRUCTED_SIDE = 256  # pixels of the part of an image that is reconstructed
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -64,77 +60,16 @@ class Report:
         return 8 * self.output_bytes / (self.width * self.height * max(self.channels, 1))
 
 
-def tensor_of(
-    pixels: np.ndarray, boxes: list[Box], tile: tuple[int, int], device: torch.device
-) -> tuple[Tensor, Group]:
-    """Cuts tiles out of pixels (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
-    x = np.full((len(boxes), *tile, 3), int(FILL), np.uint8)
-    for n, (y0, x0, y1, x1) in enumerate(boxes):
-        x[n, : y1 - y0, : x1 - x0] = pixels[y0:y1, x0:x1]
-    channels = [1, 0, 2] if pixels.shape[2] == 3 else [0, 0, 0]
-    tensor = torch.from_numpy(x[..., channels]).to(device).permute(0, 3, 1, 2).float()
-    return tensor.contiguous(memory_format=torch.channels_last), group_of(boxes, tile, pixels.shape[2], device)
-
-
-def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device) -> Group:
-    inside = torch.zeros(len(boxes), *tile, dtype=torch.bool)
-    for n, (y0, x0, y1, x1) in enumerate(boxes):
-        inside[n, : y1 - y0, : x1 - x0] = True
-    return Group(inside.to(device), channels)
-
-
-def encode_pixels(pixels: np.ndarray, released: Released) -> tuple[bytes, tuple[int, int], tuple[int, ...], float]:
-    """Codes pixels (H, W, 1 or 3) uint8: (payload, tile, groups, initial bits)."""
-    tile = tile_grid(pixels.shape[0], pixels.shape[1], released.config.tile, released.config.max_stride)
-    boxes = tile_boxes(pixels.shape[0], pixels.shape[1], tile)
-    largest = max(1, GROUP_PIXELS[released.device.type] // (tile[0] * tile[1]))
-    stack, initial_bits = Stack(), 0.0
-    with tqdm(total=len(boxes), desc="encoding", unit="tile", disable=None, leave=False) as bar:
-
-        def attempt(start: int, size: int) -> bool:
-            nonlocal stack, initial_bits
-            if start == 0:
-                stack, initial_bits = Stack(), 0.0
-                bar.reset()
-            x, group = tensor_of(pixels, boxes[start : start + size], tile, released.device)
-            bits = push_group(released.model, released.tables, group, x, stack, direct=start == 0)
-            if bits is None:
-                return False
-            initial_bits += bits
-            bar.update(size)
-            return True
-
-        groups = code_groups(len(boxes), largest, attempt)
-    return stack.words().astype("<u4").tobytes(), tile, tuple(groups), initial_bits
+def runs_in(container: Container) -> list[Run]:
+    """The one run of tiles of a single image."""
+    return runs_of([(container.height, container.width, container.channels)], [container.tile])
 
 
 def decode_pixels(container: Container, released: Released) -> np.ndarray:
     """Pixels (H, W, 1 or 3) uint8; raises FormatError if the model cannot have written this container."""
-    if any(side % released.config.max_stride or side > released.config.tile for side in container.tile):
-        raise FormatError(f"header: model {released.name!r} has no tiles of {container.tile[0]}x{container.tile[1]}")
-    if max(container.groups) * container.tile[0] * container.tile[1] > MAX_GROUP_PIXELS:
-        raise FormatError(f"header: a group of {max(container.groups)} tiles is larger than any that is written")
-    try:
-        pixels = np.empty((container.height, container.width, container.channels), np.uint8)
-    except (ValueError, MemoryError) as error:
-        raise FormatError(f"header: impossible size {container.width}x{container.height}") from error
-    boxes = tile_boxes(container.height, container.width, container.tile)
-    stack = Stack(np.frombuffer(container.payload, "<u4"))
-    channels = [1, 0, 2][: container.channels] if container.channels == 3 else [0]
-    end = len(boxes)
-    with tqdm(total=end, desc="decoding", unit="tile", disable=None, leave=False) as bar:
-        for n, size in reversed(list(enumerate(container.groups))):
-            chosen = boxes[end - size : end]
-            group = group_of(chosen, container.tile, container.channels, released.device)
-            x = pop_group(released.model, released.tables, group, stack, direct=n == 0)
-            tiles = x.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()[..., channels]
-            for image, (y0, x0, y1, x1) in zip(tiles, chosen):
-                pixels[y0:y1, x0:x1] = image[: y1 - y0, : x1 - x0]
-            end -= size
-            bar.update(size)
-    if not stack.empty:
-        raise FormatError("payload: bits are left over after the last pixel")
-    return pixels
+    shape = (container.height, container.width, container.channels)
+    tiles.check_groups(container.groups, container.tile)
+    return tiles.decode([shape], runs_in(container), container.groups, 1, container.payload, released)[0]
 
 
 def compress(
@@ -179,12 +114,14 @@ def file_pixels(data: bytes) -> np.ndarray:
 
 
 def model_container(picture: Picture, pixels: np.ndarray, released: Released) -> tuple[Container, float]:
-    payload, tile, groups, initial_bits = encode_pixels(pixels, released)
+    height, width, channels = pixels.shape
+    tile = tile_of((height, width, channels), released.config)
+    coded = tiles.encode([pixels], runs_of([(height, width, channels)], [tile]), released)
     return Container(
-        kind=Kind.MODEL, channels=pixels.shape[2], width=picture.width, height=picture.height, tile=tile, groups=groups,
-        model=released.name, digest=released.digest, metadata=picture.metadata, payload=payload,
+        kind=Kind.MODEL, channels=channels, width=width, height=height, tile=tile, groups=coded.groups,
+        model=released.name, digest=released.digest, metadata=picture.metadata, payload=coded.payload,
         pixels_crc=zlib.crc32(pixels.tobytes()),
-    ), initial_bits
+    ), coded.initial_bits
 
 
 def file_container(picture: Picture) -> Container:
@@ -229,18 +166,7 @@ def decode(container: Container, model: str | None = None, device: str = "auto")
 
 
 def model_of(container: Container, model: str | None, device: str) -> Released:
-    """The model that a .vdz names; raises ModelError with name and digest where it is absent."""
-    for name in (container.model, model):
-        if name is not None:
-            try:
-                released = load_released(name, device)
-            except ExactnessError:
-                raise
-            except ModelError:
-                continue
-            if released.digest == container.digest:
-                return released
-    raise ModelError(f"model {container.model!r} with digest {container.digest.hex()} is needed to decode, and absent")
+    return model_named(container.model, container.digest, model, device)
 
 
 def decompress(
@@ -286,8 +212,8 @@ def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[s
         raise FormatError("this .vdz stores a file of another format; only model payloads have itemised rates")
     released = model_of(container, model, device)
     pixels = decode_pixels(container, released)
-    boxes = tile_boxes(container.height, container.width, container.tile)
-    x, group = tensor_of(pixels, boxes[: container.groups[0]], container.tile, released.device)
+    places = runs_in(container)[0].places[: container.groups[0]]
+    x, group = tensor_of([pixels], places, container.tile, released.device)
     initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0
     kl, pixel = elbo_bits(pixels, released, container.tile)
     dims = pixels.size
@@ -303,7 +229,7 @@ def elbo_bits(pixels: np.ndarray, released: Released, tile: tuple[int, int]) -> 
     kl: list[float] = []
     pixel: list[float] = []
     for box in tile_boxes(pixels.shape[0], pixels.shape[1], tile):
-        x, group = tensor_of(pixels, [box], tile, released.device)
+        x, group = tensor_of([pixels], [(0, box)], tile, released.device)
         terms = exact_elbo(released.model, released.tables, group, x)
         kl = [a + b for a, b in zip(kl or [0.0] * len(terms.kl_bits), terms.kl_bits)]
         pixel = [a + b for a, b in zip(pixel or [0.0] * len(terms.pixel_bits), terms.pixel_bits)]
@@ -329,9 +255,8 @@ def reconstruct(
     height, width, channels = pixels.shape
     multiple = released.config.max_stride
 
-    x, _ = tensor_of(
-        pixels, [(0, 0, height, width)], tile_grid(height, width, RECONSTRUCTED_SIDE, multiple), released.device
-    )
+    box = (0, 0, height, width)
+    x, _ = tensor_of([pixels], [(0, box)], tile_grid(height, width, RECONSTRUCTED_SIDE, multiple), released.device)
     torch.manual_seed(0)
     rows = [
         torch.cat([*reconstructions(released.model, x, keep_pixels, temperature), x])[:, :, :height, :width]

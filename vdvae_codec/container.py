@@ -38,7 +38,7 @@ MAX_GROUPS = 1 << 20
 _HEADER = struct.Struct("<8s4BIIHH16sIQI")
 _CRC = struct.Struct("<I")
 _TABLE = _HEADER.size + _CRC.size  # where the table starts
-_KEYS = ("icc", "exif", "xmp", "suffix")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "suffix")  # a key's code is its position
 _RAW, _ZLIB = 0, 1  # methods of a metadata entry
 
 
@@ -49,7 +49,7 @@ class Kind(IntEnum):
     FILE = 1  # a whole image file
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise FormatError(message)
 
@@ -71,27 +71,27 @@ class Container:
     pixels_crc: int  # CRC-32 of the decoded pixels' bytes
 
     def __post_init__(self) -> None:
-        _require(self.kind in tuple(Kind), f"header: unknown kind {self.kind}")
+        require(self.kind in tuple(Kind), f"header: unknown kind {self.kind}")
         sides = (self.width, self.height)
-        _require(all(0 < side < 1 << 32 for side in sides), f"header: impossible size {self.width}x{self.height}")
-        _require(0 <= self.pixels_crc < 1 << 32, "header: impossible checksum")
-        _require(len(self.digest) == 16, "header: a model digest has 16 bytes")
+        require(all(0 < side < 1 << 32 for side in sides), f"header: impossible size {self.width}x{self.height}")
+        require(0 <= self.pixels_crc < 1 << 32, "header: impossible checksum")
+        require(len(self.digest) == 16, "header: a model digest has 16 bytes")
         if self.kind == Kind.MODEL:
-            _require(self.channels in (1, 3), f"header: {self.channels} channels, expected 1 or 3")
-            _require(all(0 < side < 1 << 16 for side in self.tile), "header: impossible tile size")
-            _require(self.model.isprintable() and 0 < len(self.model.encode()) < 256, "table: impossible model name")
-            _require(len(self.groups) <= MAX_GROUPS and 0 not in self.groups, "table: impossible groups")
+            require(self.channels in (1, 3), f"header: {self.channels} channels, expected 1 or 3")
+            require(all(0 < side < 1 << 16 for side in self.tile), "header: impossible tile size")
+            require(self.model.isprintable() and 0 < len(self.model.encode()) < 256, "table: impossible model name")
+            require(len(self.groups) <= MAX_GROUPS and 0 not in self.groups, "table: impossible groups")
             tiles = -(-self.height // self.tile[0]) * -(-self.width // self.tile[1])
-            _require(sum(self.groups) == tiles, f"table: groups of {sum(self.groups)} tiles for an image of {tiles}")
-            _require(len(self.payload) % 4 == 0, "payload: not a whole number of 32-bit words")
+            require(sum(self.groups) == tiles, f"table: groups of {sum(self.groups)} tiles for an image of {tiles}")
+            require(len(self.payload) % 4 == 0, "payload: not a whole number of 32-bit words")
         else:
             unused = (self.channels, self.tile, self.groups, self.model, self.digest)
-            _require(unused == (0, (0, 0), (), "", bytes(16)), "header: an image file's payload has no model fields")
+            require(unused == (0, (0, 0), (), "", bytes(16)), "header: an image file's payload has no model fields")
         for key in self.metadata:
-            _require(key in _KEYS, f"metadata: unknown key {key!r}")
-        _require(sum(map(len, self.metadata.values())) <= MAX_METADATA, "metadata: more than 64 MiB")
+            require(key in KEYS, f"metadata: unknown key {key!r}")
+        require(sum(map(len, self.metadata.values())) <= MAX_METADATA, "metadata: more than 64 MiB")
         suffix = self.metadata.get("suffix", b".png")
-        _require(re.fullmatch(rb"\.[a-z0-9]{1,15}", suffix) is not None, "metadata: impossible suffix")
+        require(re.fullmatch(rb"\.[a-z0-9]{1,15}", suffix) is not None, "metadata: impossible suffix")
 
     def to_bytes(self) -> bytes:
         table = self._name_and_groups() + self._metadata()
@@ -106,28 +106,28 @@ class Container:
     @staticmethod
     def from_bytes(data: bytes) -> Container:
         """Parses and checks a whole file; raises FormatError, and nothing else, for what ``to_bytes`` cannot write."""
-        _require(data[: len(MAGIC)] == MAGIC, "not a .vdz file")
+        require(data[: len(MAGIC)] == MAGIC, "not a .vdz file")
         version = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
-        _require(version <= VERSION, f"format version {version} is unknown: a newer vdvae-codec is needed")
-        _require(version == VERSION, f"header: impossible format version {version}")
-        _require(len(data) >= _TABLE, "truncated within the header")
+        require(version <= VERSION, f"format version {version} is unknown: a newer vdvae-codec is needed")
+        require(version == VERSION, f"header: impossible format version {version}")
+        require(len(data) >= _TABLE, "truncated within the header")
         _, _, kind, channels, reserved, *shape, digest, table_bytes, payload_bytes, crc = _HEADER.unpack_from(data)
         start = _TABLE + table_bytes
-        _require(start <= len(data), "truncated within the header's table, or the header is damaged")
+        require(start <= len(data), "truncated within the header's table, or the header is damaged")
         table = data[_TABLE:start]
         header_crc = zlib.crc32(table, zlib.crc32(data[: _HEADER.size]))
-        _require(header_crc == _CRC.unpack_from(data, _HEADER.size)[0], "the header is damaged")
+        require(header_crc == _CRC.unpack_from(data, _HEADER.size)[0], "the header is damaged")
         end = start + payload_bytes
-        _require(end + _CRC.size <= len(data), f"truncated: {len(data)} of {end + _CRC.size} bytes")
-        _require(end + _CRC.size == len(data), f"{len(data) - end - _CRC.size} bytes follow the end of the file")
+        require(end + _CRC.size <= len(data), f"truncated: {len(data)} of {end + _CRC.size} bytes")
+        require(end + _CRC.size == len(data), f"{len(data) - end - _CRC.size} bytes follow the end of the file")
         payload = data[start:end]
-        _require(zlib.crc32(payload) == _CRC.unpack_from(data, end)[0], "the payload is damaged")
-        _require(reserved == 0, "header: the reserved byte is not zero")
-        _require(kind in tuple(Kind), f"header: unknown kind {kind}")
+        require(zlib.crc32(payload) == _CRC.unpack_from(data, end)[0], "the payload is damaged")
+        require(reserved == 0, "header: the reserved byte is not zero")
+        require(kind in tuple(Kind), f"header: unknown kind {kind}")
 
         reader = _Reader(table)
         model, groups, metadata = reader.name(), reader.groups(), reader.metadata()
-        _require(reader.at_end, "table: unexpected bytes at the end")
+        require(reader.at_end, "table: unexpected bytes at the end")
         width, height, *tile = shape
         fields = (Kind(kind), channels, width, height, (tile[0], tile[1]), groups, model, digest)
         return Container(*fields, metadata, payload, crc)
@@ -144,7 +144,7 @@ class Container:
 
     def _metadata(self) -> bytes:
         parts = [_varints(len(self.metadata))]
-        for code, key in enumerate(_KEYS):
+        for code, key in enumerate(KEYS):
             if key in self.metadata:
                 raw = self.metadata[key]
                 method, stored = min((_RAW, raw), (_ZLIB, zlib.compress(raw, 9)), key=lambda choice: len(choice[1]))
@@ -175,7 +175,7 @@ class _Reader:
         return self._position == len(self._data)
 
     def take(self, count: int) -> bytes:
-        _require(count <= len(self._data) - self._position, "table: truncated")
+        require(count <= len(self._data) - self._position, "table: truncated")
         self._position += count
         return self._data[self._position - count : self._position]
 
@@ -201,7 +201,7 @@ class _Reader:
         groups: list[int] = []
         for _ in range(self.varint()):
             size, repeat = self.varint(), self.varint()
-            _require(len(groups) + repeat <= MAX_GROUPS, "table: impossible groups")
+            require(len(groups) + repeat <= MAX_GROUPS, "table: impossible groups")
             groups += [size] * repeat
         return tuple(groups)
 
@@ -211,13 +211,13 @@ class _Reader:
         for _ in range(self.varint()):
             code, method = self.byte(), self.byte()
             stored = self.take(self.varint())
-            _require(code < len(_KEYS), f"metadata: unknown key code {code}")
-            _require(method in (_RAW, _ZLIB), f"metadata: unknown method {method}")
-            _require(_KEYS[code] not in metadata, f"metadata: two entries of {_KEYS[code]}")
+            require(code < len(KEYS), f"metadata: unknown key code {code}")
+            require(method in (_RAW, _ZLIB), f"metadata: unknown method {method}")
+            require(KEYS[code] not in metadata, f"metadata: two entries of {KEYS[code]}")
             value = stored if method == _RAW else _inflate(stored, budget)
             budget -= len(value)
-            _require(budget >= 0, "metadata: more than 64 MiB")
-            metadata[_KEYS[code]] = value
+            require(budget >= 0, "metadata: more than 64 MiB")
+            metadata[KEYS[code]] = value
         return metadata
 
 
@@ -228,5 +228,5 @@ def _inflate(stored: bytes, limit: int) -> bytes:
         value = inflater.decompress(stored, limit + 1)
     except zlib.error as error:
         raise FormatError("metadata: damaged") from error
-    _require(len(value) > limit or (inflater.eof and not inflater.unused_data), "metadata: damaged")
+    require(len(value) > limit or (inflater.eof and not inflater.unused_data), "metadata: damaged")
     return value

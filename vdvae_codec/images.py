@@ -27,6 +27,7 @@ _INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of met
 _FORMATS = {
     ".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
+SUFFIXES = frozenset(_FORMATS)  # of the lossless formats that can be written
 _OPTIONS: dict[str, dict[str, int]] = {
     "PNG": {"compress_level": 6},
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller

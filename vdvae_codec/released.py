@@ -145,3 +145,21 @@ def load_released(name: str, device_name: str = "auto") -> Released:
     if known_answer(model, tables, tensors["known.image"]) != bytes(tensors["known.answer"].numpy()):
         raise ExactnessError(f"{folder}: the arithmetic of this device ({device}) does not give the known answer")
     return Released(folder.resolve().name, expected, config, model, tables, device)
+
+
+def model_named(name: str, wanted: bytes, model: str | None, device: str) -> Released:
+    """The model with the digest ``wanted`` that a file names, shipped or else ``model``.
+
+    Raises ModelError with name and digest where it is absent.
+    """
+    for candidate in (name, model):
+        if candidate is not None:
+            try:
+                released = load_released(candidate, device)
+            except ExactnessError:
+                raise
+            except ModelError:
+                continue
+            if released.digest == wanted:
+                return released
+    raise ModelError(f"model {name!r} with digest {wanted.hex()} is needed to decode, and absent")
