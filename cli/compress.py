@@ -26,7 +26,8 @@ from vdvae_codec.config import DEFAULT_MODEL
 
 SHOWN = 5  # names in a notice
 
-@click.command(epilog="Examples: vdvae-codec compress *.png -o archive/, or vdvae-codec compress photos/ -o photos.vdz")
+
+@click.command(epilog="Example: vdvae-codec compress *.png -o archive/, or vdvae-codec compress photos/ -o photos.vdz")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="File, existing folder, or -.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A shipped model's name, or a model's folder.")

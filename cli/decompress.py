@@ -24,7 +24,7 @@ from vdvae_codec.cli.common import (
 )
 
 
-@click.command(epilog="Examples: vdvae-codec decompress archive/*.vdz -o restored/, or "
+@click.command(epilog="Example: vdvae-codec decompress archive/*.vdz -o restored/, or "
                "vdvae-codec decompress photos.vdz --only 'summer/*' -o photos/")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True),

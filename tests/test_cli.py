@@ -192,7 +192,8 @@ def test_errors_are_one_line_each_and_the_rest_is_done(sources: list[Path], tmp_
     (tmp_path / "broken.png").write_bytes(sources[0].read_bytes()[:2000])
     out = tmp_path / "out"
     out.mkdir()
-    bad = [tmp_path / "notes.txt", tmp_path / "absent.png", tmp_path / "broken.png", tmp_path]
+    (tmp_path / "empty").mkdir()
+    bad = [tmp_path / "notes.txt", tmp_path / "absent.png", tmp_path / "broken.png", tmp_path / "empty"]
     result = run("compress", bad[0], bad[1], sources[3], bad[2], bad[3], "-o", out)
     for line, path in zip(errors(result), bad, strict=True):
         assert str(path) in line
@@ -201,7 +202,7 @@ def test_errors_are_one_line_each_and_the_rest_is_done(sources: list[Path], tmp_
     assert "'no-such-model'" in line and api.DEFAULT_MODEL in line
     (line,) = errors(run("compress", sources[3], "-o", tmp_path / "no" / "folder.vdz"))
     assert "folder.vdz" in line
-    assert names(out) == ["dot.vdz"] and names(tmp_path) == ["broken.png", "notes.txt", "out"]
+    assert names(out) == ["dot.vdz"] and names(tmp_path) == ["broken.png", "empty", "notes.txt", "out"]
 
 
 def test_damaged_files_leave_nothing(native: Path, tmp_path: Path) -> None:

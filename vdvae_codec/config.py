@@ -42,7 +42,8 @@ class ModelConfig:
 
     mixtures: int  # logistic components of a sub-pixel's distribution
     stages: tuple[StageConfig, ...]
-    predictor: int = 5  # kernel size of the linear predictor of each pixel layer
+    joint: bool = False  # whether components span the colours, each with linear predictors of its own
+    predictor: int = 5  # kernel size of the linear predictors of each pixel layer
     texture: bool = False  # whether the encoder sees second differences as well
     tile: int = 256  # largest side of the tiles that the codec cuts images into
     side: int = 0  # of the square images of a VDVAE as published (``model.published``); 0 = ours, of any size

@@ -122,28 +122,29 @@ class PixelMixture:
 class JointMixture:
     """Mixture whose components span the colours (PixelCNN++, arXiv 1701.05517, eq. 1-3), as VDVAE's code has it.
 
-    The colours are coded in the order R, G, B: green moves with red by c0, blue with red by c1 and with green by c2,
-    all relative to ``CENTRE``.
+    Each component has a base of its own, and its colours are coupled by the ``e_c = x_c - base_c`` of the earlier ones:
+    the second colour in ``order`` moves by ``c0 e_first``, the third by ``c1 e_first + c2 e_second``. What the earlier
+    colours were tells which component it is, and so how far the later ones may be off.
 
-    logits: (B, K, h, w); loc, log_sigma: (B, K, 3, h, w) in pixel levels, channels in G, R, B order; coupling:
-    (B, K, 3, h, w), c0, c1, c2; bits: of a sub-pixel, whose lower ones are dropped.
+    logits: (B, K, h, w); loc, log_sigma: (B, K, 3, h, w) in pixel levels, channels in G, R, B order; base: the same, or
+    1 in place of K; coupling: (B, K, 3, h, w), c0, c1, c2; bits: of a sub-pixel, whose lower ones are dropped;
+    coupling_steps: the coder rounds coupling to this part of 1.
     """
 
-    CENTRE = 127.5
-    order = (1, 0, 2)
     logits: Tensor
     loc: Tensor
     log_sigma: Tensor
+    base: Tensor
     coupling: Tensor
+    order: tuple[int, int, int] = (0, 1, 2)
     bits: int = 8
+    coupling_steps: int = 64
 
     def location(self, channel: int, x: Tensor) -> Tensor:
-        loc, seen = self.loc[:, :, channel], x[:, None] - self.CENTRE  # (B, K, h, w); (B, 1, 3, h, w)
-        if channel == 0:
-            loc = loc + self.coupling[:, :, 0] * seen[:, :, 1]
-        if channel == 2:
-            loc = loc + self.coupling[:, :, 1] * seen[:, :, 1]
-            loc = loc + self.coupling[:, :, 2] * seen[:, :, 0]
+        place = self.order.index(channel)
+        loc = self.loc[:, :, channel] + self.base[:, :, channel]  # (B, K, h, w)
+        for earlier, c in zip(self.order[:place], ((), (0,), (1, 2))[place]):
+            loc = loc + self.coupling[:, :, c] * (x[:, None, earlier] - self.base[:, :, earlier])
         return loc
 
     def nll_nats(self, x: Tensor) -> Tensor:

@@ -232,13 +232,10 @@ def scale_index(log_sigma: Tensor) -> Tensor:
 def quantise(p: Mixture) -> Mixture:
     """The parameters on their grids, so that ``location`` is exact: base and loc 1/16, coupling 1/64 or, as tanh gives
     it, 2^-12."""
-    if isinstance(p, JointMixture):
-        return replace(p, loc=on_grid(p.loc, STEPS).clamp(-1024, 1023))
-    assert isinstance(p, PixelMixture)
-    return PixelMixture(
-        p.logits, on_grid(p.loc, STEPS).clamp(-2048, 2048), p.log_sigma,
-        on_grid(p.base, STEPS).clamp(-512, 768), on_grid(p.coupling, 64).clamp(-4, 4),
-    )
+    assert isinstance(p, (PixelMixture, JointMixture))
+    steps, reach = (p.coupling_steps, 1024) if isinstance(p, JointMixture) else (64, 2048)
+    loc, base = on_grid(p.loc, STEPS).clamp(-reach, reach), on_grid(p.base, STEPS).clamp(-512, 768)
+    return replace(p, loc=loc, base=base, coupling=on_grid(p.coupling, steps).clamp(-4, 4))
 
 
 def pixel_distribution(

@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.config import StageConfig
-from vdvae_codec.distributions import Gaussian, Mixture, PixelMixture
+from vdvae_codec.distributions import LOG_SIGMA_RANGE, Gaussian, JointMixture, Mixture, PixelMixture
 from vdvae_codec.model.blocks import HARDSWISH, Bottleneck, Conv, residual, upsample
 
 Offset = tuple[int, int]
@@ -107,8 +107,8 @@ def full(x: Tensor) -> Tensor:
 class PixelLayer(Layer):
     """p(x_g | z, x_<g) for the group of sub-pixels at one offset of a grid.
 
-    A linear predictor over the known pixels around gives the base of the prediction; the network sees the known pixels
-    relative to that base and corrects it.
+    A linear predictor over the known pixels around gives the base of the prediction, or one for each component if they
+    are ``joint``; the network sees the known pixels relative to the mean base and corrects them.
     """
 
     COUPLING = (0.9, 0.45, 0.45)  # where training starts
@@ -116,52 +116,76 @@ class PixelLayer(Layer):
     FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while these are slow
 
     def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
-                 mixtures: int, kernel: int):
+                 mixtures: int, kernel: int, joint: bool):
         super().__init__(stage, width)
-        self.offset, self.context, self.mixtures = offset, context, mixtures
-        self.predictor = Conv(3 * len(context), 3, kernel, bias=False) if context else None
+        self.offset, self.context, self.mixtures, self.joint = offset, context, mixtures, joint
+        bases = mixtures if joint else 1
+        self.predictor = Conv(3 * len(context), 3 * bases, kernel, bias=False) if context else None
         self.embed = Conv(3 * len(context) + 3, stage.width, 3) if context else None
         self.blocks = nn.Sequential(*[residual(stage, gain) for _ in range(blocks)])
-        self.head = Conv(stage.width, 9 * mixtures + 3, 1, act=HARDSWISH, gain=0.1)
+        logits = mixtures if joint else 3 * mixtures
+        scales = logits + 3 * mixtures  # where the scales begin, behind logits and locations
+        coupling = scales + 3 * mixtures
+        self.head = Conv(stage.width, coupling + (3 * mixtures if joint else 3), 1, act=HARDSWISH, gain=0.1)
         with torch.no_grad():
             bias = self.head.bias
             assert bias is not None
             sigmas = torch.tensor(self.SIGMAS).log()[torch.arange(mixtures) % len(self.SIGMAS)]
-            bias[6 * mixtures : 9 * mixtures] = sigmas.repeat_interleave(3)
-            bias[9 * mixtures :] = torch.tensor(self.COUPLING)
+            bias[scales:coupling] = sigmas.repeat_interleave(3)
+            bias[coupling:] = torch.tensor(self.COUPLING).repeat(mixtures if joint else 1)
             if self.predictor is None:
-                self.head.weight[3 * mixtures : 6 * mixtures].mul_(self.FREE_GAIN / self.stride)
+                self.head.weight[logits:scales].mul_(self.FREE_GAIN / self.stride)
             else:
-                self.predictor.weight.copy_(16 * nearest_average(self.stride, offset, context, kernel))
+                start = nearest_average(self.stride, offset, context, kernel)
+                self.predictor.weight.copy_(16 * start.repeat(bases, 1, 1, 1))
 
     def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
         """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
         dy, dx = offset or self.offset
         return x[:, :, dy :: self.stride, dx :: self.stride]
 
-    def base(self, known: Tensor) -> Tensor:
-        """Linear prediction (B, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full precision."""
+    def bases(self, known: Tensor) -> Tensor:
+        """Linear predictions (B, 1 or K, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full
+        precision."""
         assert self.predictor is not None
         with torch.autocast(known.device.type, enabled=False):
-            base: Tensor = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
-            return base
+            bases: Tensor = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+            return bases.unflatten(1, (-1, 3))
 
     def forward(self, state: State, visit: Visitor) -> State:
         h = self.enter(state)
         b, _, height, width = h.shape
         if self.context:
             known = torch.cat([self.plane(state.x, o) for o in self.context], 1)  # (B, 3 n, h, w)
-            base = self.base(known)
+            bases = self.bases(known)
+            base = mean(bases)
             relative = known - base.repeat(1, len(self.context), 1, 1)
             h = h + self.embed(torch.cat([relative * 2.0**-4, (base - 128) * 2.0**-6], 1))  # type: ignore[misc]
         else:
-            base = torch.full((b, 3, height, width), 128.0, device=h.device)
+            bases = torch.full((b, 1, 3, height, width), 128.0, device=h.device)
         h = self.blocks(h)
-        out = full(self.head(h)).contiguous()
-        mix, coupling = out[:, : 9 * self.mixtures], out[:, 9 * self.mixtures :]
-        logits, loc, log_sigma = mix.view(b, 3, self.mixtures, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
-        visit.pixels(self, PixelMixture(logits, loc * self.stride, log_sigma, base, coupling), state.x)
+        visit.pixels(self, self.mixture(full(self.head(h)).contiguous(), bases), state.x)
         return State(h, self.stride, state.x)
+
+    def mixture(self, out: Tensor, bases: Tensor) -> Mixture:
+        """The distribution that the head's channels ``out`` (B, C, h, w) describe."""
+        b, _, height, width = out.shape
+        k = self.mixtures
+        if self.joint:
+            parts = out[:, k:].view(b, 3, k, 3, height, width)
+            loc, log_sigma, coupling = parts.unbind(1)  # each (B, K, 3, h, w)
+            return JointMixture(out[:, :k], loc * self.stride, log_sigma.clamp(*LOG_SIGMA_RANGE), bases, coupling)
+        parts, coupling = out[:, : 9 * k].view(b, 3, k, 3, height, width), out[:, 9 * k :]
+        logits, loc, log_sigma = parts.unbind(1)
+        return PixelMixture(logits, loc * self.stride, log_sigma, bases[:, 0], coupling)
+
+
+def mean(bases: Tensor) -> Tensor:
+    """Over dimension 1, in a fixed order of additions, then one product: the same on every machine."""
+    first, *others = bases.unbind(1)
+    for other in others:
+        first = first + other
+    return first * (1 / bases.shape[1]) if others else first
 
 
 def nearest_average(stride: int, offset: Offset, context: list[Offset], kernel: int) -> Tensor:

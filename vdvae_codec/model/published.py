@@ -20,7 +20,9 @@ from vdvae_codec.model.blocks import GELU, Block, Conv, Tanh, pool, upsample
 from vdvae_codec.model.layers import LatentLayer, Layer, PixelLayer, State, Visitor, full
 
 LARGEST_START = 64  # sides of grids that start from learned features ("no_bias_above")
-UNIT = 127.5  # pixel levels in which the output's mixtures are given
+UNIT = 127.5  # pixel levels in which the output's mixtures are given, and of their centre
+ORDER = (1, 0, 2)  # colours are coded as R, G, B, while ours begin with G
+COUPLING_STEPS = 2**12  # as the exact tanh gives it
 
 
 def kernel(config: ModelConfig, stage: StageConfig) -> int:
@@ -88,9 +90,10 @@ class PublishedPixelLayer(PixelLayer):
         logits, rest = out[:, : self.mixtures], out[:, self.mixtures :]
         rest = rest.reshape(b, 3, 3, self.mixtures, height, width).transpose(1, 3)  # (B, K, parameter, R G B, h, w)
         mean, log_scale, coupling = rest.unbind(2)
-        loc = (mean * UNIT + JointMixture.CENTRE)[:, :, [1, 0, 2]]
+        loc = (mean * UNIT)[:, :, [1, 0, 2]]
         log_sigma = (log_scale.clamp(min=-7) + math.log(UNIT))[:, :, [1, 0, 2]]
-        p = JointMixture(logits, loc, log_sigma, self.tanh(coupling), self.bits)
+        base = torch.full_like(loc[:, :1, :, :1, :1], UNIT)
+        p = JointMixture(logits, loc, log_sigma, base, self.tanh(coupling), ORDER, self.bits, COUPLING_STEPS)
         visit.pixels(self, p, state.x)
         return State(h, self.stride, state.x)
 

@@ -43,9 +43,9 @@ class VDVAE(nn.Module):
                 width = s.width
             for offset, blocks in zip(s.pixels, s.blocks):
                 context = sorted({(dy % s.stride, dx % s.stride) for _, (dy, dx) in known})
-                layers.append(
-                    PixelLayer(s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor)
-                )
+                layers.append(PixelLayer(
+                    s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor, config.joint
+                ))
                 known.append((s.stride, offset))
                 width = s.width
         self.layers = nn.ModuleList(layers)

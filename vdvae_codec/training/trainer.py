@@ -79,7 +79,8 @@ def optimizers(model: VDVAE, recipe: TrainConfig) -> dict[str, torch.optim.Optim
     found: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}
     adamw.param_groups[0]["peak"] = 1.0
     if weights:
-        found["muon"] = Muon(weights.values(), lr=0.0, weight_decay=recipe.weight_decay)
+        dtype = torch.bfloat16 if bf16_is_fast(others[0].device) else torch.float32
+        found["muon"] = Muon(weights.values(), lr=0.0, weight_decay=recipe.weight_decay, dtype=dtype)
         found["muon"].param_groups[0]["peak"] = recipe.muon
     return found
 
