@@ -46,7 +46,7 @@ class Muon(Optimizer):
 
 
 def orthogonal(m: Tensor) -> Tensor:
-    """Matrices (n, r, c) with all singular values near 1 and the singular vectors of m, by a Newton-Schulz iteration."""
+    """Matrices (n, r, c) with the singular vectors of m and all singular values near 1, by Newton-Schulz iteration."""
     if m.shape[1] > m.shape[2]:
         return orthogonal(m.mT).mT
     a, b, c = NEWTON_SCHULZ
