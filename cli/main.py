@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vdvae_codec import __version__
+from vdvae_codec.cli.calibrate import calibrate
 from vdvae_codec.cli.common import tune_process
 from vdvae_codec.cli.compress import compress
 from vdvae_codec.cli.decompress import decompress
@@ -13,6 +14,7 @@ from vdvae_codec.cli.import_model import import_model
 from vdvae_codec.cli.info import info
 from vdvae_codec.cli.reconstruct import reconstruct
 from vdvae_codec.cli.sample import sample
+from vdvae_codec.cli.score import score
 from vdvae_codec.cli.train import train
 
 EPILOG = "Exit status: 0 done; 1 an input, a model or an output was refused (one line each on stderr); 2 wrong usage."
@@ -30,5 +32,5 @@ def main() -> None:
     tune_process()
 
 
-for command in (compress, decompress, info, train, export, import_model, sample, reconstruct):
+for command in (compress, decompress, info, score, calibrate, train, export, import_model, sample, reconstruct):
     main.add_command(command)

@@ -21,6 +21,7 @@ TINY = ModelConfig(
         StageConfig(4, 16, 12, latents=1, zdim=4, encoder_blocks=1, pixels=((2, 2), (0, 2), (2, 0)), blocks=(1,) * 3),
         StageConfig(2, 12, 12, pairs=True, pixels=((1, 1), (0, 1), (1, 0)), blocks=(1,) * 3),
     ),
+    joint=True,
     predictor=3,
     texture=True,
     tile=32,

@@ -18,10 +18,10 @@ from vdvae_codec.container import Container, Kind
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.exact.quantise import quantise_model
 from vdvae_codec.hierarchy import Group, exact_elbo, pop_group, push_group
-from vdvae_codec.images import read_picture, tile_boxes, tile_grid, write_image
+from vdvae_codec.images import Box, read_picture, tile_boxes, tile_grid, write_image
 from vdvae_codec.model.layers import LatentLayer
 from vdvae_codec.released import Released
-from vdvae_codec.tiles import Box, encode, runs_of, tensor_of, tile_of
+from vdvae_codec.tiles import encode, runs_of, tensor_of, tile_of
 
 CPU = torch.device("cpu")
 LATENTS = 4 * (16 + 64)  # of a tile of 32x32: channels, positions at both strides

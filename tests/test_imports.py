@@ -12,7 +12,7 @@ import vdvae_codec.cli
 LEVELS = [
     {"cli"},
     {"export", "openai", "sets"},
-    {"api", "training"},
+    {"api", "scoring", "training"},
     {"tiles"},
     {"released"},
     {"hierarchy"},
@@ -32,6 +32,7 @@ FORBIDDEN = {
     "config": {"torch"},
     "errors": {"torch"},
     "coding": {"torch", "model"},
+    "scoring": CODER | {"container"},
     "training": CODER | {"container"},
     "model": CODER,
 }

@@ -19,7 +19,7 @@ from vdvae_codec.images import (
     Picture,
     best_file,
     decode_file,
-    quick_file_size,
+    quick_size,
     read_picture,
     tile_boxes,
     tile_grid,
@@ -145,11 +145,11 @@ def file_may_win(picture: Picture, payload_bytes: int) -> bool:
 
     A JPEG's own bytes would always win, but storing them is no compression: its pixels are coded like any others.
     """
-    if picture.format == "JPEG":
+    if picture.format == "JPEG" or picture.pixels is None:
         return False
     if picture.width * picture.height <= SMALL_PIXELS:
         return True
-    return min(len(picture.data), quick_file_size(picture)) < TRY_FILE_WITHIN * payload_bytes
+    return min(len(picture.data), quick_size(picture.pixels)) < TRY_FILE_WITHIN * payload_bytes
 
 
 def decode(container: Container, model: str | None = None, device: str = "auto") -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG_SIGMA_RANGE = (-3.0, 5.0)  # of a logistic component, sigma in pixel levels
+Uniform = Callable[[Tensor], Tensor]  # numbers in 0..1 of the shape of a tensor (B, ...)
 
 
 @dataclass
@@ -41,13 +43,16 @@ class Mixture(Protocol):
     def location(self, channel: int, x: Tensor) -> Tensor:
         """Component locations (B, K, h, w) of one channel, given the earlier channels of ``x`` (B, 3, h, w)."""
 
-    def nll_nats(self, x: Tensor) -> Tensor:
-        """-log p(x) in nats, (B, 1 or 3, h, w), for ``x`` (B, 3, h, w) in pixel levels 0..255, G, R, B."""
+    def nll_nats(self, x: Tensor, channels: int = 3) -> Tensor:
+        """-log p(x) in nats, (B, 1 or channels, h, w), of the first ``channels`` of x in the order of coding.
 
-    def sample(self, temperature: float = 1.0) -> Tensor:
+        ``x`` is (B, 3, h, w) in pixel levels 0..255, G, R, B.
+        """
+
+    def sample(self, temperature: float = 1.0, uniform: Uniform = torch.rand_like) -> Tensor:
         """Draws x, (B, 3, h, w) in pixel levels 0..255, G, R, B, with logits / temperature and sigma * temperature.
 
-        0 gives the location of the most likely component.
+        0 gives the location of the most likely component. ``uniform`` is the source of chance.
         """
 
 
@@ -63,14 +68,14 @@ def logistic_mass(x: Tensor, loc: Tensor, log_sigma: Tensor, width: float = 1.0)
     return torch.sigmoid(b) - torch.sigmoid(a)
 
 
-def logistic_noise(sigma: Tensor) -> Tensor:
-    u = torch.rand_like(sigma).clamp(1e-6, 1 - 1e-6)
+def logistic_noise(sigma: Tensor, uniform: Uniform) -> Tensor:
+    u = uniform(sigma).clamp(1e-6, 1 - 1e-6)
     return sigma * (torch.log(u) - torch.log1p(-u))
 
 
-def gumbel_argmax(logits: Tensor, temperature: float) -> Tensor:
+def gumbel_argmax(logits: Tensor, temperature: float, uniform: Uniform) -> Tensor:
     """Draws a component of logits (B, K, ...): (B, 1, ...) int64."""
-    gumbel = -torch.log(-torch.log(torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)))
+    gumbel = -torch.log(-torch.log(uniform(logits).clamp(1e-6, 1 - 1e-6)))
     return (logits + temperature * gumbel).argmax(1, keepdim=True)
 
 
@@ -102,15 +107,16 @@ class PixelMixture:
             shift = shift + self.coupling[:, 2] * (x[:, 1] - self.base[:, 1])
         return self.loc[:, :, channel] + shift[:, None]
 
-    def nll_nats(self, x: Tensor) -> Tensor:
+    def nll_nats(self, x: Tensor, channels: int = 3) -> Tensor:
         loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
         mass = logistic_mass(x[:, None], loc, self.log_sigma.clamp(*LOG_SIGMA_RANGE))
         p = (F.softmax(self.logits, 1) * mass).sum(1)
-        return -torch.log(p + 1e-12)
+        return -torch.log(p + 1e-12)[:, :channels]
 
-    def sample(self, temperature: float = 1.0) -> Tensor:
-        choice = gumbel_argmax(self.logits, temperature)  # (B, 1, 3, h, w)
-        noise = temperature * logistic_noise(self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0])
+    def sample(self, temperature: float = 1.0, uniform: Uniform = torch.rand_like) -> Tensor:
+        choice = gumbel_argmax(self.logits, temperature, uniform)  # (B, 1, 3, h, w)
+        sigma = self.log_sigma.clamp(*LOG_SIGMA_RANGE).exp().gather(1, choice)[:, 0]
+        noise = temperature * logistic_noise(sigma, uniform)
         x = torch.zeros_like(self.base)
         for c in range(3):
             loc = self.location(c, x).gather(1, choice[:, :, c])[:, 0]
@@ -147,18 +153,19 @@ class JointMixture:
             loc = loc + self.coupling[:, :, c] * (x[:, None, earlier] - self.base[:, :, earlier])
         return loc
 
-    def nll_nats(self, x: Tensor) -> Tensor:
+    def nll_nats(self, x: Tensor, channels: int = 3) -> Tensor:
         step = 2 ** (8 - self.bits)
         x = (x / step).floor() * step
         loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
         mass = logistic_mass(x[:, None], loc, self.log_sigma, step)
-        log_p = torch.log(mass.clamp(min=1e-12)).sum(2)  # (B, K, h, w)
+        log_mass = torch.log(mass.clamp(min=1e-12))  # (B, K, 3, h, w)
+        log_p = log_mass.sum(2) if channels == 3 else log_mass[:, :, self.order[0]]  # (B, K, h, w)
         return -torch.logsumexp(F.log_softmax(self.logits, 1) + log_p, 1, keepdim=True)
 
-    def sample(self, temperature: float = 1.0) -> Tensor:
-        choice = gumbel_argmax(self.logits, temperature)  # (B, 1, h, w)
+    def sample(self, temperature: float = 1.0, uniform: Uniform = torch.rand_like) -> Tensor:
+        choice = gumbel_argmax(self.logits, temperature, uniform)  # (B, 1, h, w)
         sigma = self.log_sigma.exp().gather(1, choice[:, :, None].expand(-1, -1, 3, -1, -1))[:, 0]
-        noise = temperature * logistic_noise(sigma)
+        noise = temperature * logistic_noise(sigma, uniform)
         x = torch.zeros_like(noise)
         for c in self.order:
             loc = self.location(c, x).gather(1, choice)[:, 0]

@@ -18,10 +18,9 @@ from vdvae_codec.coding.schedule import MIN_BITS
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.distributions import Gaussian, Mixture
 from vdvae_codec.exact.tables import ByteHalves, Tables, latent_distribution, pixel_distribution, quantise
+from vdvae_codec.images import FILL
 from vdvae_codec.model.layers import Acts, LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
-
-FILL = 128.0  # level of the pixels beyond the image's border, which are not coded
 
 
 class Group:
@@ -172,7 +171,7 @@ def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Sta
 def pop_group(model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool) -> Tensor:
     """Decodes a group: x (B, 3, H, W) in pixel levels; leaves the stack as it was before ``push_group``."""
     b, height, width = group.inside.shape
-    x = torch.full((b, 3, height, width), FILL, device=group.inside.device)
+    x = torch.full((b, 3, height, width), float(FILL), device=group.inside.device)
     visit = Pop(model, tables, group, x, stack, direct)
     model.walk(x, visit)
     visit.receiver.finish()

@@ -14,14 +14,12 @@ from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import ModelConfig
 from vdvae_codec.errors import FormatError
-from vdvae_codec.hierarchy import FILL, Group, pop_group, push_group
-from vdvae_codec.images import tile_boxes, tile_grid
+from vdvae_codec.hierarchy import Group, pop_group, push_group
+from vdvae_codec.images import Box, Place, cut_tiles, tile_boxes, tile_grid
 from vdvae_codec.released import Released
 
 GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
 MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
-Box = tuple[int, int, int, int]
-Place = tuple[int, Box]  # number of an image, and a box of it
 Shape = tuple[int, int, int]  # height, width, channels of an image
 
 
@@ -62,12 +60,9 @@ def tensor_of(
     images: Sequence[np.ndarray], places: Sequence[Place], tile: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Group]:
     """Cuts tiles out of images (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
-    x = np.full((len(places), *tile, 3), int(FILL), np.uint8)
-    for n, (image, (y0, x0, y1, x1)) in enumerate(places):
-        x[n, : y1 - y0, : x1 - x0] = images[image][y0:y1, x0:x1]
-    grey = images[places[0][0]].shape[2] == 1
-    tensor = torch.from_numpy(x[..., [0, 0, 0] if grey else [1, 0, 2]]).to(device).permute(0, 3, 1, 2).float()
-    group = group_of([box for _, box in places], tile, 1 if grey else 3, device)
+    cut, inside = cut_tiles(images, places, tile)
+    tensor = torch.from_numpy(cut).to(device).float()
+    group = Group(torch.from_numpy(inside).to(device), images[places[0][0]].shape[2])
     return tensor.contiguous(memory_format=torch.channels_last), group
 
 

@@ -149,8 +149,9 @@ class PixelLayer(Layer):
         precision."""
         assert self.predictor is not None
         with torch.autocast(known.device.type, enabled=False):
-            bases: Tensor = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
-            return bases.unflatten(1, (-1, 3))
+            bases = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+            split: Tensor = bases.view(len(bases), -1, 3, *bases.shape[2:])
+            return split
 
     def forward(self, state: State, visit: Visitor) -> State:
         h = self.enter(state)

@@ -33,7 +33,7 @@ class Muon(Optimizer):
                     alike.setdefault(weight.shape, []).append(weight)
                     self.state[weight].setdefault("momentum", torch.zeros_like(weight))
             for shape, weights in alike.items():
-                gradients = [weight.grad for weight in weights]
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
                 momenta = [self.state[weight]["momentum"] for weight in weights]
                 torch._foreach_mul_(momenta, group["momentum"])
                 torch._foreach_add_(momenta, gradients)
