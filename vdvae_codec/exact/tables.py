@@ -153,7 +153,7 @@ class ByteMixture:
             for edge in position
         )
         lower, upper = lower.masked_fill(x == 0, 0), upper.masked_fill(x == 255, ONE)  # the end bins are open
-        product = (upper - lower + 1) * self.weight  # below 2^27, and at least the heaviest weight
+        product = (16 * (upper - lower) + 1) * self.weight  # below 2^31, and at least the heaviest weight
         _, exponent = torch.frexp(product.amax(0).double())
         return product >> (exponent - WEIGHT_BITS).clamp(min=0)
 
