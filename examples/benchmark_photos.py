@@ -235,7 +235,10 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
               help=f"Of {OURS} and JPEG XL; PNG and WebP have one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help=f"Of {OURS}.")
-def main(folder: Path, limit: int | None, out: Path, threads: int, device: str, model: str) -> None:
+@click.option("--without", multiple=True, type=click.Choice(list(CLASSICAL)), help="A codec that is left out.")
+def main(
+    folder: Path, limit: int | None, out: Path, threads: int, device: str, model: str, without: tuple[str, ...]
+) -> None:
     """Compare codecs on the images of FOLDER."""
     from pillow_jxl import JpegXLImagePlugin
 
@@ -244,12 +247,13 @@ def main(folder: Path, limit: int | None, out: Path, threads: int, device: str, 
         if options["format"] == "JXL":
             options["num_threads"] = threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes inherit it
+    classical = [codec for codec in CLASSICAL if codec not in without]
     setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} {model} on {device}"
     with tempfile.TemporaryDirectory() as temp:
         paths = save_plain(folder, limit, Path(temp))
-        with tqdm(total=len(CLASSICAL) * (len(paths) - 1) + 4 * len(paths), unit="coding") as bar:
-            by_codec: dict[str, list[Row]] = {codec: [] for codec in CLASSICAL}
-            for codec, path in itertools.product(CLASSICAL, paths[1:]):
+        with tqdm(total=len(classical) * (len(paths) - 1) + 4 * len(paths), unit="coding") as bar:
+            by_codec: dict[str, list[Row]] = {codec: [] for codec in classical}
+            for codec, path in itertools.product(classical, paths[1:]):
                 by_codec[codec].append(run_classical(path, codec))
                 bar.update()
             by_codec[OURS], processes = run_ours(paths, Path(temp), model, device, bar)
