@@ -175,7 +175,8 @@ def rates(data: str, model: str, run: Path | None, limit: int | None) -> None:
     parts = {"net": report["word_bytes"] - report["initial_bits"] / 8, "initial bits": report["initial_bits"] / 8,
              "names, times, shapes, index, checksums": report["table_bytes"], "file": file}
     rows += [(name, f"{size:.0f}", f"{8 * size / dims:.4f}", "") for name, size in parts.items()]
-    click.echo(f"{hardware()}; {torch.get_num_threads()} threads; {len(images)} images, {dims} dims, model {model}; all came back equal\n")
+    setting = f"{hardware()}; {torch.get_num_threads()} threads; model {model}"
+    click.echo(f"{setting}; {len(images)} images, {dims} dims; all came back equal\n")
     click.echo(markdown(["", "bytes", "bits per dim", "file against it"], rows))
     speeds = [(f"`{name}`", f"{p.seconds:.1f}", f"{len(images) / p.rows[0]['seconds']:.0f}",
                f"{p.peak_bytes / 2**20:.0f}") for name, p in processes.items()]

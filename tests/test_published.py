@@ -258,6 +258,12 @@ def test_an_imported_model_codes(tiny: Path, tmp_path: Path, photo: np.ndarray) 
         code, text = run("decompress", coded, "-o", back, "--model", tmp_path / "m", "--force")
         assert code == 0, text
         assert np.array_equal(read_rgb(back), pixels)
+    code, text = run("compress", images, "-o", tmp_path / "set.vdz", "--model", tmp_path / "m")
+    assert code == 0 and "3 images" in text, text
+    code, text = run("decompress", tmp_path / "set.vdz", "-o", tmp_path / "restored", "--model", tmp_path / "m")
+    assert code == 0, text
+    for source in images.iterdir():
+        assert np.array_equal(read_rgb(tmp_path / "restored" / source.name), read_rgb(source))
 
 
 def test_a_published_model_trains_and_samples(tiny: Path, tmp_path: Path, photo: np.ndarray) -> None:
