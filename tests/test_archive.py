@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -236,3 +238,23 @@ def test_arrays_of_other_kinds_are_refused(tiny_folder: Path, photo: np.ndarray)
     for array in (photo.astype(np.float32), photo[..., :2], photo[..., 0], photo[:0]):
         with pytest.raises(ImageError, match=r"x: expected \(H, W, 1 or 3\) uint8"):
             sets.write_archive([sets.Source("x", array)], BytesIO(), str(tiny_folder), "cpu")
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    (tmp_path / "in" / "noise.png").write_bytes(write_image(noise, {}, ".png"))
+    program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
+from vdvae_codec.cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", program, "compress", str(tmp_path / "in"), "-o", str(tmp_path / "set.vdz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob(".set.vdz.*")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err.strip()) == (1, "", "Aborted!")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
