@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vdvae_codec.cli.common import device_option, one_line_errors, threads_option, use_threads
+from vdvae_codec.cli.common import collected, device_option, one_line_errors, threads_option, use_threads
 
 
 @click.command(epilog="Example: vdvae-codec calibrate models/mine held-out/")
@@ -35,12 +35,7 @@ def calibrate(
 
         use_threads(threads)
         released = load_released(model, device)
-        failed: list[str] = []
-
-        def skip(line: str) -> None:
-            failed.append(line)
-            click.echo(f"Error: {line}", err=True)
-
+        failed, skip = collected()
         paths = [(str(path), path) for path in image_files(folder)]
         scored = list(score_files(released.model, paths, skip, samples))
         made = fit(scored, released.config, released.digest.hex(), source or folder.resolve().name, samples)

@@ -61,6 +61,17 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
         raise click.ClickException(text) from error
 
 
+def collected() -> tuple[list[str], Callable[[str], None]]:
+    """A list of errors, and a function that prints one more of them and adds it."""
+    failed: list[str] = []
+
+    def fail(line: str) -> None:
+        failed.append(line)
+        click.echo(f"Error: {line}", err=True)
+
+    return failed, fail
+
+
 def read_input(path: Path) -> bytes:
     """The bytes of a file, or of stdin for ``-``."""
     return sys.stdin.buffer.read() if path == STREAM else path.read_bytes()

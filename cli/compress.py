@@ -11,6 +11,7 @@ import click
 
 from vdvae_codec.cli.common import (
     STREAM,
+    collected,
     device_option,
     each,
     one_line_errors,
@@ -65,12 +66,7 @@ def compress(
 
         use_threads(threads)
         begun = time.perf_counter()
-        failed: list[str] = []
-
-        def skip(line: str) -> None:
-            failed.append(line)
-            click.echo(f"Error: {line}", err=True)
-
+        failed, skip = collected()
         sources, others = folder_sources(folder, skip)
         if others:
             shown = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)

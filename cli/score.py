@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from vdvae_codec.cli.common import (
+    collected,
     device_option,
     one_line_errors,
     output_file,
@@ -73,12 +74,7 @@ def score(
         released = load_released(model, device)
         file = find_folder(model, WEIGHTS) / FILE
         calibration = Calibration.load(file, released.digest.hex(), samples) if file.exists() else None
-        failed: list[str] = []
-
-        def skip(line: str) -> None:
-            failed.append(line)
-            click.echo(f"Error: {line}", err=True)
-
+        failed, skip = collected()
         rows: list[dict[str, Any]] = []
         with rows_file(output, resume, {"digest": released.digest.hex(), "samples": samples}) as (done, write):
             known = {r["name"]: r for r in done}
@@ -175,9 +171,10 @@ def csv_of(rows: list[dict[str, Any]]) -> str:
 
 
 def write_heatmap(model: Any, path: Path, out: Path, samples: int, force: bool) -> None:
-    from vdvae_codec.scoring.stream import heat_picture, read_pixels, score_arrays
+    from vdvae_codec.scoring.stream import heat_picture, read_pixels
+    from vdvae_codec.scoring.terms import image_terms
 
-    _, (bits,) = score_arrays(model, [str(path)], [read_pixels(path)], samples)
+    _, (bits,) = image_terms(model, [read_pixels(path)], samples)
     with output_file(out, force) as file:
         heat_picture(bits).save(file, "PNG")
 

@@ -278,5 +278,5 @@ def test_heat_pictures() -> None:
 
 def test_scored_arrays_have_their_complexity(tiny_model: Released, photo: np.ndarray) -> None:
     flat = np.full_like(photo[:32, :32], 9)
-    (a, b), _ = score_arrays(tiny_model.model, ["a", "b"], [photo[:32, :32], flat])
+    a, b = score_arrays(tiny_model.model, ["a", "b"], [photo[:32, :32], flat])
     assert (a.name, a.width, a.dims) == ("a", 32, 3072) and a.complexity_bits > 5 * b.complexity_bits > 0

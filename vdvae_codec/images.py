@@ -173,6 +173,14 @@ def tile_boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:
     return [(y, x, min(y + tile[0], height), min(x + tile[1], width)) for y, x in corners]
 
 
+def inside_tiles(boxes: Sequence[Box], tile: tuple[int, int]) -> np.ndarray:
+    """(B, th, tw) bool: which pixels of tiles lie inside of the image that their boxes were clipped to."""
+    inside = np.zeros((len(boxes), *tile), bool)
+    for n, (y0, x0, y1, x1) in enumerate(boxes):
+        inside[n, : y1 - y0, : x1 - x0] = True
+    return inside
+
+
 def cut_tiles(
     images: Sequence[np.ndarray], places: Sequence[Place], tile: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -181,12 +189,11 @@ def cut_tiles(
     Pixels beyond an image's border are FILL.
     """
     x = np.full((len(places), *tile, 3), FILL, np.uint8)
-    inside = np.zeros((len(places), *tile), bool)
     for n, (image, (y0, x0, y1, x1)) in enumerate(places):
         x[n, : y1 - y0, : x1 - x0] = images[image][y0:y1, x0:x1]
-        inside[n, : y1 - y0, : x1 - x0] = True
     grey = images[places[0][0]].shape[2] == 1
-    return x[..., [0, 0, 0] if grey else [1, 0, 2]].transpose(0, 3, 1, 2), inside
+    x = x[..., [0, 0, 0] if grey else [1, 0, 2]]
+    return x.transpose(0, 3, 1, 2), inside_tiles([box for _, box in places], tile)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

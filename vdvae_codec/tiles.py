@@ -15,7 +15,7 @@ from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import ModelConfig
 from vdvae_codec.errors import FormatError
 from vdvae_codec.hierarchy import Group, pop_group, push_group
-from vdvae_codec.images import Box, Place, cut_tiles, tile_boxes, tile_grid
+from vdvae_codec.images import Box, Place, cut_tiles, inside_tiles, tile_boxes, tile_grid
 from vdvae_codec.released import Released
 
 GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
@@ -67,10 +67,7 @@ def tensor_of(
 
 
 def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device) -> Group:
-    inside = torch.zeros(len(boxes), *tile, dtype=torch.bool)
-    for n, (y0, x0, y1, x1) in enumerate(boxes):
-        inside[n, : y1 - y0, : x1 - x0] = True
-    return Group(inside.to(device), channels)
+    return Group(torch.from_numpy(inside_tiles(boxes, tile)).to(device), channels)
 
 
 def encode(images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str = "tile") -> Coded:

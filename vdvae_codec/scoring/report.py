@@ -18,7 +18,8 @@ from vdvae_codec.errors import ImageError
 from vdvae_codec.model.layers import LatentLayer, Layer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.scoring.scores import Calibration
-from vdvae_codec.scoring.stream import heat_picture, read_pixels, score_arrays
+from vdvae_codec.scoring.stream import heat_picture, read_pixels
+from vdvae_codec.scoring.terms import image_terms
 
 SHOWN = 24  # most surprising images, and as many most typical ones, with pictures
 THUMB, LARGE = 144, 640  # largest sides of pictures, in pixels
@@ -38,7 +39,7 @@ def make_report(
             pixels = read_pixels(paths[rows[n]["name"]])
         except (ImageError, KeyError):
             continue  # it was there when it was scored
-        heat = heat_picture(score_arrays(model, [""], [pixels])[1][0])
+        heat = heat_picture(image_terms(model, [pixels])[1][0])
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         pictures[n] = {"thumb": uri(image, THUMB), "image": uri(image, LARGE), "heat": uri(heat, LARGE)}
     data = {

@@ -32,13 +32,13 @@ def read_pixels(path: Path) -> np.ndarray:
 
 def score_arrays(
     model: VDVAE, names: Sequence[str], images: Sequence[np.ndarray], samples: int = 1
-) -> tuple[list[Scored], list[np.ndarray]]:
-    """Scores images (H, W, 1 or 3) uint8; with them the bits (H, W) float32 of each pixel."""
-    terms, heat = image_terms(model, images, samples)
+) -> list[Scored]:
+    """Scores images (H, W, 1 or 3) uint8."""
+    terms, _ = image_terms(model, images, samples)
     return [
         Scored(name, image.shape[1], image.shape[0], image.shape[2], term, 8.0 * quick_size(image))
         for name, image, term in zip(names, images, terms)
-    ], heat
+    ]
 
 
 def score_files(
@@ -57,11 +57,11 @@ def score_files(
                 failed(str(error))
                 bar.update()
             if sum(image.size for image in images) >= 3 * BATCH_PIXELS[device]:
-                yield from score_arrays(model, names, images, samples)[0]
+                yield from score_arrays(model, names, images, samples)
                 bar.update(len(images))
                 names, images = [], []
         if images:
-            yield from score_arrays(model, names, images, samples)[0]
+            yield from score_arrays(model, names, images, samples)
             bar.update(len(images))
 
 
