@@ -108,7 +108,7 @@ def code(released: Released, pixels: np.ndarray) -> tuple[Container, float]:
         model=released.name, digest=released.digest, metadata={}, payload=coded.payload, pixels_crc=0,
     )  # fmt: skip
     assert coded.direct == 1
-    assert np.array_equal(api.decode_pixels(container, released), pixels)
+    assert np.array_equal(api.decode_coded(container, released), pixels)
     return container, coded.initial_bits
 
 

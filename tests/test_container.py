@@ -90,7 +90,9 @@ def test_messages() -> None:
     data = MODEL.to_bytes()
     with pytest.raises(FormatError, match=r"not a \.vdz"):
         Container.from_bytes(b"\x89PNG\r\n\x1a\n" + data[8:])
-    with pytest.raises(FormatError, match=r"version 2 .* newer vdvae-codec is needed"):
+    with pytest.raises(FormatError, match=r"version 4 .* newer vdvae-codec is needed"):
+        Container.from_bytes(data[:8] + b"\x04")
+    with pytest.raises(FormatError, match="impossible format version 2"):
         Container.from_bytes(data[:8] + b"\x02")
     with pytest.raises(FormatError, match="1 bytes follow"):
         Container.from_bytes(data + b"\0")
@@ -130,6 +132,8 @@ def test_messages() -> None:
         {"pixels_crc": 1 << 32},
         {"kind": 7},
         {"kind": Kind.FILE},
+        {"kind": Kind.FILE, "channels": 0, "tile": (0, 0), "groups": (), "model": "",
+         "digest": bytes(16), "metadata": {"colours": b"\0"}},
         {"metadata": {"comment": b""}},
         {"metadata": {"suffix": b"/../x"}},
         {"metadata": {"icc": bytes(MAX_METADATA), "xmp": b"1"}},
@@ -171,7 +175,8 @@ def bomb(size: int) -> bytes:
         (b"\1m\1\1" + b"\xff" * 9 + b"\1\0", "impossible groups"),
         (b"\1m\1" + b"\xff" * 9 + b"\1\1\0", "groups of"),
         (b"\1m\1" + b"\xff" * 20, "too large"),
-        (b"\1m\1\1\1\1\4\0\0", "unknown key code 4"),
+        (b"\1m\1\1\1\1\5\0\0", "unknown key code 5"),
+        (b"\1m\1\1\1\1\4\0\0", "not that of format version 1"),
         (b"\1m\1\1\1\1\0\2\0", "unknown method 2"),
         (b"\1m\1\1\1\2\0\0\0\0\0\0", "two entries of icc"),
         (b"\1m\1\1\1\1\0\0\2x", "truncated"),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vdvae_codec import tiles
+from vdvae_codec import colours, tiles
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import DEFAULT_MODEL
-from vdvae_codec.container import VERSION, Container, Kind
+from vdvae_codec.container import Container, Kind
 from vdvae_codec.errors import FormatError, ImageError, VdvaeCodecError
 from vdvae_codec.hierarchy import exact_elbo, push_group
 from vdvae_codec.images import (
@@ -46,6 +46,7 @@ class Report:
     height: int
     channels: int
     input_format: str  # Pillow's name
+    colours: str  # the conversion to RGB that was undone, such as "JPEG"; empty: none
     input_bytes: int
     output_bytes: int
     header_bytes: int
@@ -65,8 +66,8 @@ def runs_in(container: Container) -> list[Run]:
     return runs_of([(container.height, container.width, container.channels)], [container.tile])
 
 
-def decode_pixels(container: Container, released: Released) -> np.ndarray:
-    """Pixels (H, W, 1 or 3) uint8; raises FormatError if the model cannot have written this container."""
+def decode_coded(container: Container, released: Released) -> np.ndarray:
+    """What the model coded, (H, W, 1 or 3) uint8; raises FormatError if it cannot have written this container."""
     shape = (container.height, container.width, container.channels)
     tiles.check_groups(container.groups, container.tile)
     return tiles.decode([shape], runs_in(container), container.groups, 1, container.payload, released)[0]
@@ -97,6 +98,7 @@ def compress(
     return out, Report(
         kind=container.kind.name.lower(), model=container.model, width=picture.width,
         height=picture.height, channels=pixels.shape[2], input_format=picture.format,
+        colours=colours.name(container.metadata.get("colours", b"")),
         input_bytes=len(data), output_bytes=len(out), header_bytes=sizes["header"], metadata_bytes=sizes["metadata"],
         payload_bytes=sizes["payload"], initial_bits=initial_bits, groups=container.groups,
     )
@@ -116,10 +118,12 @@ def file_pixels(data: bytes) -> np.ndarray:
 def model_container(picture: Picture, pixels: np.ndarray, released: Released) -> tuple[Container, float]:
     height, width, channels = pixels.shape
     tile = tile_of((height, width, channels), released.config)
-    coded = tiles.encode([pixels], runs_of([(height, width, channels)], [tile]), released)
+    steps, how = colours.undo(pixels)
+    coded = tiles.encode([steps], runs_of([(height, width, channels)], [tile]), released)
     return Container(
         kind=Kind.MODEL, channels=channels, width=width, height=height, tile=tile, groups=coded.groups,
-        model=released.name, digest=released.digest, metadata=picture.metadata, payload=coded.payload,
+        model=released.name, digest=released.digest,
+        metadata=picture.metadata | ({"colours": how} if how else {}), payload=coded.payload,
         pixels_crc=zlib.crc32(pixels.tobytes()),
     ), coded.initial_bits
 
@@ -159,7 +163,8 @@ def decode(container: Container, model: str | None = None, device: str = "auto")
     """
     if container.kind == Kind.FILE:  # guarded by the payload's CRC; other decoders' pixels are theirs to promise
         return file_pixels(container.payload)
-    pixels = decode_pixels(container, model_of(container, model, device))
+    coded = decode_coded(container, model_of(container, model, device))
+    pixels = colours.redo(coded, container.metadata.get("colours", b""))
     if zlib.crc32(pixels.tobytes()) != container.pixels_crc:
         raise FormatError("the decoded pixels do not match their checksum")
     return pixels
@@ -194,9 +199,10 @@ def info(data: bytes) -> dict[str, Any]:
     """What a .vdz's header says, without decoding it; sizes in bytes. Raises FormatError."""
     c = Container.from_bytes(data)
     return {
-        "version": VERSION, "kind": c.kind.name.lower(), "width": c.width, "height": c.height,
+        "version": c.version, "kind": c.kind.name.lower(), "width": c.width, "height": c.height,
         "channels": c.channels, "model": c.model, "digest": c.digest.hex(), "tile": list(c.tile),
         "groups": list(c.groups), "metadata": {k: len(v) for k, v in c.metadata.items()},
+        "colours": colours.name(c.metadata.get("colours", b"")),
         **{f"{k}_bytes": v for k, v in c.sizes().items()}, "file_bytes": len(data),
     }
 
@@ -204,14 +210,15 @@ def info(data: bytes) -> dict[str, Any]:
 def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[str, Any]:
     """Decodes a .vdz and measures what its bits were spent on: ELBO, net bits and file, in bits per dim.
 
-    elbo_bpd: the exact model's negative ELBO with fresh latents; net_bpd: the payload less the initial bits;
-    file_bpd: every byte of the file. kl_bpd and pixel_bpd itemise the ELBO by layer. Raises as ``decode``.
+    elbo_bpd: the exact model's negative ELBO of what it codes, with fresh latents; net_bpd: the payload less the
+    initial bits; file_bpd: every byte of the file. kl_bpd and pixel_bpd itemise the ELBO by layer. Raises as
+    ``decode``.
     """
     container = Container.from_bytes(data)
     if container.kind == Kind.FILE:
         raise FormatError("this .vdz stores a file of another format; only model payloads have itemised rates")
     released = model_of(container, model, device)
-    pixels = decode_pixels(container, released)
+    pixels = decode_coded(container, released)
     places = runs_in(container)[0].places[: container.groups[0]]
     x, group = tensor_of([pixels], places, container.tile, released.device)
     initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0

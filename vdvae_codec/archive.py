@@ -2,7 +2,7 @@
 
 offset  bytes  field
      0      8  magic, as of single images
-     8      1  format version, 2
+     8      1  format version: 4; 2, which knew no colours
      9      1  kind, 2
     10      2  reserved, 0
     12         segments:
@@ -39,7 +39,7 @@ from typing import Any, BinaryIO
 from vdvae_codec.container import KEYS, MAGIC, MAX_METADATA, require
 from vdvae_codec.errors import FormatError
 
-VERSION, KIND = 2, 2
+VERSIONS, KIND = (2, 4), 2
 MAX_TABLE = 1 << 28  # bytes of a table or an index, uncompressed
 MARKER = b"SEGM"
 
@@ -58,7 +58,7 @@ class Entry:
     shape: tuple[int, int, int] | None  # height, width, channels of what the model codes; None for a stored file
     file_bytes: int = 0  # of a stored file
     suffix: str = ""  # of a stored file that is not the original
-    metadata: dict[str, bytes] = field(default_factory=dict)  # icc, exif, xmp, of what the model codes
+    metadata: dict[str, bytes] = field(default_factory=dict)  # icc, exif, xmp, colours, of what the model codes
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Writer:
     def __init__(self, file: BinaryIO):
         self._file, self._index = file, []  # type: tuple[BinaryIO, list[list[Any]]]
         self.table_bytes = 0
-        self._file.write(_START.pack(MAGIC, VERSION, KIND, 0))
+        self._file.write(_START.pack(MAGIC, VERSIONS[-1], KIND, 0))
 
     def add(self, segment: Segment) -> None:
         table = _pack(_to_json(segment))
@@ -215,8 +215,8 @@ def is_archive(start: bytes) -> bool:
     """Whether a file that starts with these bytes is an archive; raises FormatError for one of a newer version."""
     if start[: len(MAGIC)] != MAGIC or len(start) < _START.size or start[9] != KIND:
         return False
-    require(start[8] <= VERSION, f"format version {start[8]} is unknown: a newer vdvae-codec is needed")
-    return start[8] == VERSION
+    require(start[8] <= VERSIONS[-1], f"format version {start[8]} is unknown: a newer vdvae-codec is needed")
+    return start[8] in VERSIONS
 
 
 def _pack(values: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 offset  bytes  field
      0      8  magic
-     8      1  format version
+     8      1  format version: 1, or 3 if the table says what became of the colours
      9      1  kind: 0 = a model's entropy coded payload, 1 = the payload is a whole image file
     10      1  channels: 1 grey, 3 RGB; 0 for a file
     11      1  reserved, 0
@@ -31,14 +31,14 @@ from enum import IntEnum
 from vdvae_codec.errors import FormatError
 
 MAGIC = b"\x89VDZ\r\n\x1a\n"
-VERSION = 1
+PLAIN, COLOURS = 1, 3  # format versions; 2 and 4 are archives of many images
 MAX_METADATA = 1 << 26  # bytes of all metadata entries together, uncompressed
 MAX_GROUPS = 1 << 20
 
 _HEADER = struct.Struct("<8s4BIIHH16sIQI")
 _CRC = struct.Struct("<I")
 _TABLE = _HEADER.size + _CRC.size  # where the table starts
-KEYS = ("icc", "exif", "xmp", "suffix")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "suffix", "colours")  # a key's code is its position
 _RAW, _ZLIB = 0, 1  # methods of a metadata entry
 
 
@@ -66,7 +66,9 @@ class Container:
     groups: tuple[int, ...]  # number of tiles that are coded together, in coding order; empty for a file
     model: str  # name; empty for a file
     digest: bytes  # 16 bytes that identify the model's integers; zeros for a file
-    metadata: dict[str, bytes]  # icc, exif, xmp; suffix: under which a file payload is written, such as b".png"
+    metadata: dict[str, bytes]
+    """icc, exif, xmp; suffix: under which a file payload is written, such as b".png"; colours: how the pixels are got
+    from those that the model codes (``colours.redo``)."""
     payload: bytes
     pixels_crc: int  # CRC-32 of the decoded pixels' bytes
 
@@ -85,6 +87,7 @@ class Container:
             require(sum(self.groups) == tiles, f"table: groups of {sum(self.groups)} tiles for an image of {tiles}")
             require(len(self.payload) % 4 == 0, "payload: not a whole number of 32-bit words")
         else:
+            require("colours" not in self.metadata, "metadata: an image file's colours are its own")
             unused = (self.channels, self.tile, self.groups, self.model, self.digest)
             require(unused == (0, (0, 0), (), "", bytes(16)), "header: an image file's payload has no model fields")
         for key in self.metadata:
@@ -93,12 +96,16 @@ class Container:
         suffix = self.metadata.get("suffix", b".png")
         require(re.fullmatch(rb"\.[a-z0-9]{1,15}", suffix) is not None, "metadata: impossible suffix")
 
+    @property
+    def version(self) -> int:
+        return COLOURS if "colours" in self.metadata else PLAIN
+
     def to_bytes(self) -> bytes:
         table = self._name_and_groups() + self._metadata()
         shape = (self.width, self.height, *self.tile)
         lengths = (len(table), len(self.payload))
         header = _HEADER.pack(
-            MAGIC, VERSION, self.kind, self.channels, 0, *shape, self.digest, *lengths, self.pixels_crc
+            MAGIC, self.version, self.kind, self.channels, 0, *shape, self.digest, *lengths, self.pixels_crc
         )
         header_crc = _CRC.pack(zlib.crc32(table, zlib.crc32(header)))
         return b"".join((header, header_crc, table, self.payload, _CRC.pack(zlib.crc32(self.payload))))
@@ -107,9 +114,9 @@ class Container:
     def from_bytes(data: bytes) -> Container:
         """Parses and checks a whole file; raises FormatError, and nothing else, for what ``to_bytes`` cannot write."""
         require(data[: len(MAGIC)] == MAGIC, "not a .vdz file")
-        version = data[len(MAGIC)] if len(data) > len(MAGIC) else VERSION
-        require(version <= VERSION, f"format version {version} is unknown: a newer vdvae-codec is needed")
-        require(version == VERSION, f"header: impossible format version {version}")
+        version = data[len(MAGIC)] if len(data) > len(MAGIC) else PLAIN
+        require(version <= COLOURS, f"format version {version} is unknown: a newer vdvae-codec is needed")
+        require(version in (PLAIN, COLOURS), f"header: impossible format version {version}")
         require(len(data) >= _TABLE, "truncated within the header")
         _, _, kind, channels, reserved, *shape, digest, table_bytes, payload_bytes, crc = _HEADER.unpack_from(data)
         start = _TABLE + table_bytes
@@ -130,7 +137,9 @@ class Container:
         require(reader.at_end, "table: unexpected bytes at the end")
         width, height, *tile = shape
         fields = (Kind(kind), channels, width, height, (tile[0], tile[1]), groups, model, digest)
-        return Container(*fields, metadata, payload, crc)
+        container = Container(*fields, metadata, payload, crc)
+        require(container.version == version, f"metadata: not that of format version {version}")
+        return container
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the file's parts: header (with model name, groups and checksums), metadata and payload."""

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from vdvae_codec import tiles
+from vdvae_codec import colours, tiles
 from vdvae_codec.api import file_pixels
 from vdvae_codec.archive import Entry, Found, Reader, Segment, Writer, is_safe
 from vdvae_codec.config import DEFAULT_MODEL
@@ -180,16 +180,22 @@ def coded_shapes(entries: Iterable[Entry]) -> list[Shape]:
 
 def encode_segment(part: list[Item], released: Released) -> tuple[Segment, float]:
     """The segment, and its initial bits."""
-    images = [item.pixels for item in part if item.pixels is not None]
+    images, hows, crc = [], [], 0
+    for item in part:
+        steps, how = (None, b"") if item.pixels is None else colours.undo(item.pixels)
+        hows.append({"colours": how} if how else {})
+        if item.pixels is not None and steps is not None:
+            images.append(steps)
+            crc = zlib.crc32(item.pixels.tobytes(), crc)
     shapes = [shape_of(image) for image in images]
     runs = runs_of(shapes, [tile_of(shape, released.config) for shape in shapes])
     coded = tiles.encode(images, runs, released)
-    crc = 0
-    for image in images:
-        crc = zlib.crc32(image.tobytes(), crc)
     entries = tuple(
-        Entry(i.name, i.modified, None if i.pixels is None else shape_of(i.pixels), len(i.stored), i.suffix, i.metadata)
-        for i in part
+        Entry(
+            i.name, i.modified, None if i.pixels is None else shape_of(i.pixels), len(i.stored), i.suffix,
+            i.metadata | how,
+        )
+        for i, how in zip(part, hows)
     )
     payload = b"".join([coded.payload, *(item.stored for item in part)])
     return Segment(
@@ -211,7 +217,9 @@ def decode_segment(segment: Segment, released: Released) -> list[np.ndarray]:
         raise FormatError("table: the groups do not fit the images")
     tiles.check_groups(segment.groups, min(grids, default=(1, 1), key=lambda grid: grid[0] * grid[1]))
     words = segment.payload[: segment.word_bytes]
-    images = tiles.decode(shapes, runs_of(shapes, grids), segment.groups, segment.direct, words, released)
+    coded = tiles.decode(shapes, runs_of(shapes, grids), segment.groups, segment.direct, words, released)
+    hows = (entry.metadata.get("colours", b"") for entry in segment.entries if entry.shape is not None)
+    images = [colours.redo(image, how) for image, how in zip(coded, hows)]
     crc = 0
     for image in images:
         crc = zlib.crc32(image.tobytes(), crc)

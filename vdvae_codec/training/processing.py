@@ -93,15 +93,16 @@ def doubled(planes: np.ndarray, cosited: bool) -> np.ndarray:
 
 def recoloured(
     image: np.ndarray, scales: tuple[float, float, float], across: bool, down: bool, cosited: bool, smooth: bool = True,
-    whole: bool = True,
+    whole: bool = True, steps_only: bool = False,
 ) -> np.ndarray:
     """Light and colour differences R - Y and B - Y (BT.601) in whole steps of ``scales`` levels, and back.
 
     The differences are kept at half the resolution ``across`` and ``down``; ``smooth`` interpolates them, to whole
-    steps again if ``whole``. The sides of the image are even.
+    steps again if ``whole``. ``steps_only`` leaves one level a step, as the codec sees such an image
+    (``vdvae_codec.colours``). The sides of the image are even.
     """
     grey = image @ LUMA
-    light = (grey / scales[0]).round() * scales[0]
+    light = (grey / scales[0]).round()
     steps = np.array(scales[1:], np.float32)
     colour = np.stack([image[..., 0] - grey, image[..., 2] - grey], -1) / steps  # (h, w, 2)
     for axis in (0,) * down + (1,) * across:
@@ -110,7 +111,10 @@ def recoloured(
     for axis in (0,) * down + (1,) * across:
         turned = colour.swapaxes(0, axis)
         colour = (doubled(turned, cosited) if smooth else turned.repeat(2, 0)).swapaxes(0, axis)
-    colour = (np.floor(colour + 0.5) if whole else colour) * steps
+    colour = np.floor(colour + 0.5) if whole else colour
+    if steps_only:
+        return np.stack([light + colour[..., 0], light, light + colour[..., 1]], -1).astype(np.float32)
+    light, colour = light * scales[0], colour * steps
     red, blue = light + colour[..., 0], light + colour[..., 1]
     green = (light - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
     return np.stack([red, green, blue], -1).astype(np.float32)
@@ -119,29 +123,29 @@ def recoloured(
 def stored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colours as JPEG, video, PhotoCD and most cameras' files hold them, without their compression."""
     scales = (JPEG, VIDEO, PHOTOCD)[rng.integers(3)]
-    across = rng.random() < 0.8
+    across, whole = rng.random() < 0.85, rng.random() < 0.85
     return recoloured(
-        image, scales, across, across and rng.random() < 0.8, bool(rng.integers(2)), rng.random() < 0.85,
-        rng.random() < 0.75,
+        image, scales, across, across and rng.random() < 0.8, bool(rng.integers(2)), rng.random() < 0.85, whole,
+        steps_only=whole and rng.random() < 0.9,
     )
 
 
 def process(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """A random square (side, side, 3) of a photograph (H, W, 3) uint8, R, G, B, with a random history.
 
-    Four in ten are left as they are.
+    Half are left as they are.
     """
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         return cut(image, side, rng)
     margin = 8  # so that no filter's edge is seen
     out = image.astype(np.float32)
-    out = rescaled(out, side + margin, rng) if rng.random() < 0.4 else out
+    out = rescaled(out, side + margin, rng) if rng.random() < 0.3 else out
     out = cut(out, side + margin, rng)
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         out = grainy(out, rng)
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         out = mosaiced(out)
-    if rng.random() < 0.45:
+    if rng.random() < 0.65:
         out = stored(out, rng)
     if rng.random() < 0.04:
         out = np.repeat((out @ LUMA)[..., None], 3, 2)
