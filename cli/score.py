@@ -59,6 +59,8 @@ def score(
     """
     if heatmap is not None and (len(inputs) > 1 or inputs[0].is_dir()):
         raise click.UsageError("--heatmap is for a single image")
+    if output is not None and output.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise click.UsageError(f"{output}: expected .jsonl, .csv or .parquet")
     if resume and (output is None or output.suffix != ".jsonl"):
         raise click.UsageError("--resume goes on with a .jsonl: give its name with -o")
     with one_line_errors():
@@ -94,7 +96,7 @@ def score(
             page = make_report(rows, dict(paths), released.model, calibration, model, fpr)
             with output_file(report, force) as out:
                 out.write(page.encode())
-        show(rows, calibration is not None, as_json, fpr)
+        show(rows, len(flagged), calibration is not None, as_json, fpr)
     if failed:
         click.echo(f"{len(failed)} of {len(paths)} images could not be read", err=True)
     if not rows:
@@ -148,8 +150,6 @@ def rows_file(output: Path | None, resume: bool, head: dict[str, Any]) -> Iterat
         with output_file(output, True) as out:
             out.write(csv_of(rows).encode())
         return
-    if output.suffix != ".parquet":
-        raise click.UsageError(f"{output}: expected .jsonl, .csv or .parquet")
     try:
         import pyarrow
         import pyarrow.parquet
@@ -179,7 +179,7 @@ def write_heatmap(model: Any, path: Path, out: Path, samples: int, force: bool) 
         heat_picture(bits).save(file, "PNG")
 
 
-def show(rows: list[dict[str, Any]], calibrated: bool, as_json: bool, fpr: float) -> None:
+def show(rows: list[dict[str, Any]], flagged: int, calibrated: bool, as_json: bool, fpr: float) -> None:
     if as_json:
         for r in rows:
             click.echo(json.dumps(r | ({"flagged": r["p"] <= fpr} if calibrated else {})))
@@ -192,5 +192,4 @@ def show(rows: list[dict[str, Any]], calibrated: bool, as_json: bool, fpr: float
         mark = "!" if calibrated and r["p"] <= fpr else ""
         click.echo(f"{mark:2}{p:>8} {ood:>7} {r['bpd']:7.4f} {r['corrected_bpd']:9.4f}  {r['name']}")
     if calibrated:
-        flagged = sum(r["p"] <= fpr for r in rows)
         click.echo(f"{flagged} of {len(rows)} images flagged (p <= {fpr})")

@@ -25,7 +25,6 @@ from vdvae_codec.images import (
     tile_grid,
     write_image,
 )
-from vdvae_codec.model.layers import LatentLayer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.pictures import reconstructions, sheet, strides
 from vdvae_codec.released import Released, load_released, model_named
@@ -284,12 +283,7 @@ def reconstruct(
 
 def by_stride(model: VDVAE, kl: list[float], pixel: list[float], dims: int) -> list[dict[str, Any]]:
     """Bits of each latent and each pixel layer, summed over the layers of a stride, from coarse to fine."""
-    rows = []
-    latents, pixels = ([m.stride for m in model.layers if isinstance(m, kind)] for kind in (LatentLayer, PixelLayer))
-    for stride in strides(model):
-        kl_bits = sum(bits for bits, s in zip(kl, latents, strict=True) if s == stride)
-        pixel_bits = sum(bits for bits, s in zip(pixel, pixels, strict=True) if s == stride)
-        rows.append({
-            "stride": stride, "bits": kl_bits + pixel_bits, "kl_bpd": kl_bits / dims, "pixel_bpd": pixel_bits / dims,
-        })
-    return rows
+    return [
+        {"stride": s, "bits": kl_bits + pixel_bits, "kl_bpd": kl_bits / dims, "pixel_bpd": pixel_bits / dims}
+        for s, (kl_bits, pixel_bits) in model.config.by_stride(kl, pixel).items()
+    ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +52,7 @@ class ModelConfig:
     mean: float = 128.0  # pixel levels that the encoder sees as zero ...
     std: float = 64.0  # ... and their unit
     bits: int = 8  # of a sub-pixel; fewer for scores only: the codec does not drop bits
+    channels: int = 3  # 1: made for grey images; the first colour counts, the others copy it
 
     def __post_init__(self) -> None:
         strides = [stage.stride for stage in self.stages]
@@ -71,6 +74,8 @@ class ModelConfig:
                 raise ConfigError(f"a VDVAE as published begins at stride {self.side}, and its tiles have that size")
             if last.pixels != ((0, 0),) or last.blocks != (0,) or any(s.pixels for s in self.stages[:-1]):
                 raise ConfigError("a VDVAE as published has one pixel layer, the last, without blocks")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels: expected 1 or 3, got {self.channels}")
         if not 1 <= self.bits <= 8:
             raise ConfigError(f"bits: expected 1 to 8, got {self.bits}")
         cell = self.max_stride
@@ -87,6 +92,18 @@ class ModelConfig:
     def max_stride(self) -> int:
         """Sides of coded tiles are multiples of this many pixels."""
         return self.stages[0].stride
+
+    def by_stride(self, latents: Sequence[float], pixels: Sequence[float]) -> dict[int, tuple[float, float]]:
+        """Sums over the layers of each stride, from coarse to fine, of a value for each latent and each pixel layer."""
+        left, right = iter(latents), iter(pixels)
+        sums = {stage.stride: (0.0, 0.0) for stage in self.stages}
+        for stage in self.stages:
+            kl, pixel = sums[stage.stride]
+            sums[stage.stride] = (
+                kl + sum(itertools.islice(left, stage.latents)),
+                pixel + sum(itertools.islice(right, len(stage.pixels))),
+            )
+        return sums
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,9 @@ def float_elbo_bpd(model: VDVAE, batches: list[Tensor]) -> float:
 
 def exact_elbo_bpd(model: VDVAE, batches: list[Tensor]) -> float:
     """Negative ELBO of the exact model on image batches (B, 3, H, W), bits per sub-pixel."""
-    tables = make_tables()
+    tables, channels = make_tables(), model.config.channels
     bits = 0.0
     for x in batches:
-        terms = exact_elbo(model, tables, Group(torch.ones_like(x[:, 0], dtype=torch.bool), 3), x)
+        terms = exact_elbo(model, tables, Group(torch.ones_like(x[:, 0], dtype=torch.bool), channels), x)
         bits += sum(terms.kl_bits) + sum(terms.pixel_bits)
-    return bits / sum(x.numel() for x in batches)
+    return bits / sum(x.numel() * channels // 3 for x in batches)

@@ -31,7 +31,8 @@ from vdvae_codec.model.vdvae import VDVAE
 
 WEIGHTS = "weights.safetensors"
 # What the first released models do not know, by its default: their digests stay as they are.
-LATER = {"joint": False, "texture": False, "pairs": False, "side": 0, "mean": 128.0, "std": 64.0, "bits": 8}
+LATER = {"joint": False, "texture": False, "pairs": False, "side": 0, "mean": 128.0, "std": 64.0, "bits": 8,
+         "channels": 3}
 
 
 @dataclass(frozen=True)

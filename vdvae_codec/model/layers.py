@@ -107,6 +107,8 @@ def full(x: Tensor) -> Tensor:
 class PixelLayer(Layer):
     """p(x_g | z, x_<g) for the group of sub-pixels at one offset of a grid.
 
+    Of images with one of its ``channels`` the others copy the first in the order of coding.
+
     A linear predictor over the known pixels around gives the base of the prediction, or one for each component if they
     are ``joint``; the network sees the known pixels relative to the mean base and corrects them.
     """
@@ -116,9 +118,10 @@ class PixelLayer(Layer):
     FREE_GAIN = 300.0  # of locations without a base: they span all levels, and latents starve while these are slow
 
     def __init__(self, stage: StageConfig, width: int, gain: float, offset: Offset, blocks: int, context: list[Offset],
-                 mixtures: int, kernel: int, joint: bool):
+                 mixtures: int, kernel: int, joint: bool, channels: int = 3):
         super().__init__(stage, width)
         self.offset, self.context, self.mixtures, self.joint = offset, context, mixtures, joint
+        self.channels = channels
         bases = mixtures if joint else 1
         self.predictor = Conv(3 * len(context), 3 * bases, kernel, bias=False) if context else None
         self.embed = Conv(3 * len(context) + 3, stage.width, 3) if context else None

@@ -78,6 +78,7 @@ class PublishedPixelLayer(PixelLayer):
         stage = config.stages[-1]
         Layer.__init__(self, stage, stage.width)
         self.offset, self.context, self.mixtures, self.bits = (0, 0), [], config.mixtures, config.bits
+        self.channels = config.channels
         self.gain = nn.Parameter(torch.ones(1, stage.width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, stage.width, 1, 1))
         self.head = Conv(stage.width, 10 * config.mixtures, 1)

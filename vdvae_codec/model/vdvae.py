@@ -44,7 +44,8 @@ class VDVAE(nn.Module):
             for offset, blocks in zip(s.pixels, s.blocks):
                 context = sorted({(dy % s.stride, dx % s.stride) for _, (dy, dx) in known})
                 layers.append(PixelLayer(
-                    s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor, config.joint
+                    s, width, depth**-0.5, offset, blocks, context, config.mixtures, config.predictor, config.joint,
+                    config.channels,
                 ))
                 known.append((s.stride, offset))
                 width = s.width
@@ -68,7 +69,7 @@ class Elbo:
     """Visitor that sums the negative ELBO: per image, nats of each latent layer (KL) and each pixel layer."""
 
     def __init__(self, acts: Acts):
-        self.acts = acts
+        self.acts, self.dims = acts, 0  # dims: the sub-pixels that count
         self.kl_nats: list[Tensor] = []  # one (B, zdim) a latent layer
         self.nll_nats: list[Tensor] = []  # one (B,) a pixel layer
 
@@ -79,7 +80,9 @@ class Elbo:
         return torch.where(alive, q.sample(), p.mean)
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        self.nll_nats.append(p.nll_nats(layer.plane(x)).sum((1, 2, 3)))
+        plane = layer.plane(x)
+        self.nll_nats.append(p.nll_nats(plane, layer.channels).sum((1, 2, 3)))
+        self.dims += plane[:, : layer.channels].numel()
 
 
 class Sample:
@@ -92,7 +95,8 @@ class Sample:
         return torch.where(layer.alive[:, None, None], p.sample(self.temperature), p.mean)
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        layer.plane(x).copy_(p.sample(self.temperature))
+        drawn = p.sample(self.temperature)
+        layer.plane(x).copy_(drawn if layer.channels == 3 else drawn[:, p.order[:1]])
 
 
 class Reconstruct(Sample):

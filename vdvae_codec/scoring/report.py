@@ -15,7 +15,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from vdvae_codec.errors import ImageError
-from vdvae_codec.model.layers import LatentLayer, Layer, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.scoring.scores import Calibration
 from vdvae_codec.scoring.stream import heat_picture, read_pixels
@@ -63,28 +62,23 @@ def make_report(
     return page
 
 
-def strides_of(model: VDVAE, kind: type[Layer]) -> list[int]:
-    """Of the layers of one kind, in the order of the walk."""
-    return [layer.stride for layer in model.layers if isinstance(layer, kind)]
-
-
 def layer_names(model: VDVAE) -> list[str]:
     """Of what ``compact`` lists as bars: KL, then pixels, each by resolution."""
-    parts: tuple[tuple[str, type[Layer]], ...] = (("KL", LatentLayer), ("pixels", PixelLayer))
-    return [f"{kind} 1/{s}" for kind, layers in parts for s in dict.fromkeys(strides_of(model, layers))]
+    strides = shown_strides(model)
+    return [f"{kind} 1/{stride}" for kind, some in zip(("KL", "pixels"), strides) for stride in some]
+
+
+def shown_strides(model: VDVAE) -> tuple[list[int], list[int]]:
+    """Those that have latent layers, and those that have pixel layers, from coarse to fine."""
+    stages = model.config.stages
+    return list({s.stride: 0 for s in stages if s.latents}), list({s.stride: 0 for s in stages if s.pixels})
 
 
 def compact(row: Mapping[str, Any], model: VDVAE) -> dict[str, Any]:
     """What the page needs of a row; bars are bits per dim of the image."""
     dims = row["width"] * row["height"] * row["channels"]
-    bars = []
-    kinds: tuple[tuple[str, type[Layer]], ...] = (("kl_bits", LatentLayer), ("pixel_bits", PixelLayer))
-    for key, kind in kinds:
-        strides = strides_of(model, kind)
-        sums = dict.fromkeys(strides, 0.0)
-        for value, stride in zip(row[key], strides, strict=True):
-            sums[stride] += value / dims
-        bars += [round(value, 4) for value in sums.values()]
+    sums = model.config.by_stride(row["kl_bits"], row["pixel_bits"])
+    bars = [round(sums[s][kind] / dims, 4) for kind, some in enumerate(shown_strides(model)) for s in some]
     keys = ("name", "bpd", "corrected_bpd", "ood", "p", "typicality")
     found = {key: row[key] for key in keys if key in row} | {"bars": bars}
     return {key: round(value, 5) if isinstance(value, float) else value for key, value in found.items()}

@@ -75,11 +75,13 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     """
     terms, dims = scored.terms, scored.dims
     found: dict[str, float] = {}
-    layers = [(stage.stride, 1 / stage.stride**2) for stage in config.stages for _ in stage.pixels]
-    for stride in sorted({s for s, _ in layers}, reverse=True):
-        chosen = [n for n, (s, _) in enumerate(layers) if s == stride]
-        share = dims * sum(layers[n][1] for n in chosen)  # about the sub-pixels of these layers
-        bits, expected = (sum(part[n] for n in chosen) for part in (terms.pixel_bits, terms.expected_bits))
+    parts = (terms.pixel_bits, terms.expected_bits, [1.0] * len(terms.pixel_bits))
+    sums = [{stride: bits for stride, (_, bits) in config.by_stride((), part).items()} for part in parts]
+    for stride, layers in sums[2].items():
+        if not layers:
+            continue
+        share = dims * layers / stride**2  # about the sub-pixels of these layers
+        bits, expected = sums[0][stride], sums[1][stride]
         found[f"rate/{stride}"] = math.log2(bits / share + SMALL_BPD)
         found[f"excess/{stride}"] = (bits - expected) / share
     for n, bits in enumerate(terms.kl_bits):

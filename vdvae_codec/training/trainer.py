@@ -43,15 +43,11 @@ def kl_weight(config: TrainConfig, step: int) -> float:
     return 0.001 + 0.999 * part**3
 
 
-def bpd(nats: Tensor, x: Tensor) -> Tensor:
-    """Summed nats to bits per sub-pixel of x (B, 3, H, W)."""
-    return nats / (x.numel() * math.log(2))
-
-
 def stack_terms(terms: Elbo, x: Tensor) -> tuple[Tensor, Tensor]:
     """(latent layers,) and (pixel layers,) in bits per sub-pixel."""
     kl = torch.stack([k.sum() for k in terms.kl_nats]) if terms.kl_nats else torch.zeros(0, device=x.device)
-    return bpd(kl, x), bpd(torch.stack([t.sum() for t in terms.nll_nats]), x)
+    nll, bits = torch.stack([t.sum() for t in terms.nll_nats]), terms.dims * math.log(2)
+    return kl / bits, nll / bits
 
 
 def bf16_is_fast(device: torch.device) -> bool:
