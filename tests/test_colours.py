@@ -76,10 +76,9 @@ def test_steps_whose_colour_is_not_clipped_do_not_wrap(conversion: Conversion) -
 def test_other_images_stay_as_they_are(photo: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     grey = photo[..., :1].repeat(3, 2)
-    drawing = rng.integers(0, 256, (20, 3)).astype(np.uint8)[rng.integers(0, 20, (100, 100))]
     small = decoded(photo, "JPEG")[:32, :32]
     noise = rng.integers(0, 256, (100, 100, 3)).astype(np.uint8)
-    for pixels in (photo, photo[..., :1], grey, drawing, small, noise):
+    for pixels in (photo, photo[..., :1], grey, small, noise):
         coded, how = undo(pixels)
         assert coded is pixels and how == b"" and redo(coded, how) is coded
 
@@ -129,3 +128,28 @@ def test_archives_undo_the_conversion_of_each_image(photo: np.ndarray) -> None:
     assert [name(m.entry.metadata.get("colours", b"")) for m in members.values()] == ["JPEG", "", "", "PhotoCD"]
     for key, pixels in images.items():
         assert np.array_equal(members[key].pixels, pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_missing_levels_are_left_out(photo: np.ndarray, channels: int) -> None:
+    stretched = ((photo[..., :channels].astype(float) - 20) * 1.3).round().clip(0, 255).astype(np.uint8)
+    coded, how = undo(stretched)
+    assert name(how) == "stretched" and len(how) == 1 + 33 * channels
+    assert np.array_equal(redo(coded, how), stretched)
+    assert all(len(np.unique(coded[..., c])) == np.ptp(coded[..., c]) + 1 for c in range(channels))
+
+
+def test_files_of_stretched_images_are_as_small_as_if_all_levels_were_there(photo: np.ndarray) -> None:
+    tones = (photo.astype(float) - 20) * 1.3
+    spread = np.random.default_rng(0).uniform(-0.65, 0.65, tones.shape)
+    stretched, dithered = (t.round().clip(0, 255).astype(np.uint8) for t in (tones, tones + spread))
+    sizes = [len(compress(write_image(p, {}, ".png"), "x", fallback=False)[0]) for p in (stretched, dithered)]
+    assert sizes[0] < 0.95 * sizes[1]  # less by log2(1.3) bits a sub-pixel, where noise hides the levels
+
+
+def test_damaged_levels_are_named(photo: np.ndarray) -> None:
+    coded, how = undo((photo // 2 * 2 + 1).astype(np.uint8))
+    assert name(how) == "stretched"
+    for bad in (how[:-1], how + b"x", how[:1] + b"\xff" + how[2:], how[:2] + bytes(32) + how[34:]):
+        with pytest.raises(FormatError, match="colours"):
+            redo(coded, bad)

@@ -5,6 +5,8 @@ Decoders turn these into RGB by a fixed formula, whose results are few of all RG
 9.4 for PhotoCD. An image that (nearly) wholly consists of such values is coded by its steps, as G = Y, R = Y + Cr and
 B = Y + Cb, the differences about zero: an image like others, of less contrast, from which the formula gives the pixels
 back. Where the formula did not clip nothing wraps around: R = Y + s Cr makes Y + Cr lie between Y and R for s >= 1.
+
+Stretched tones leave levels out as well: where a channel lacks many levels in its midst, the others move together.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from vdvae_codec.errors import FormatError
+from vdvae_codec.images import quick_size
 
 MIN_PIXELS = 64 * 64  # smaller images have too few colours to tell
 MIN_COLOURS = 64  # other than greys, among the sample: drawings happen to fit
 MAX_ODD = 1 / 256  # share of pixels that may follow no formula; they are stored as they are
 SAMPLE = 4096  # pixels that are tried first
 AT_ONCE = 1 << 18  # steps that are tried together: bounds the memory
+STRETCHED = 255  # code of stretched tones in files
+NEIGHBOURS = 8  # levels on either side, among which the missing ones count
+MIN_GAIN = 0.05  # bits per sub-pixel that missing levels promise
 LIKELY = 0.9  # share of their colours that must fit: chance fits a quarter
 
 Steps = np.ndarray  # (..., 3) int64: Y, Cb, Cr as the standard stores them, 0..255
@@ -104,12 +110,17 @@ CONVERSIONS = (  # a conversion's code in files is its position: append only
 def undo(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
     """Pixels (H, W, C) uint8 to those that are coded, of the same shape, and how ``redo`` gets back.
 
-    No bytes: they are the same. Else: the conversion's code, then positions and R, G, B of the pixels that it does not
-    give.
+    No bytes: they are the same.
     """
-    height, width, channels = pixels.shape
-    if channels != 3 or height * width < MIN_PIXELS:
+    if pixels.shape[0] * pixels.shape[1] < MIN_PIXELS:
         return pixels, b""
+    coded, how = undo_conversion(pixels) if pixels.shape[2] == 3 else (pixels, b"")
+    return (coded, how) if how else undo_stretching(pixels)
+
+
+def undo_conversion(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Pixels (H, W, 3) to steps; the bytes are the conversion's code, then positions and R, G, B of the pixels that it
+    does not give."""
     red, green, blue = pixels.reshape(-1, 3).astype(np.int32).T
     keys = red << 16 | green << 8 | blue
     sample = np.unique(keys[:: max(1, len(keys) // SAMPLE)])
@@ -135,20 +146,66 @@ def undo(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
     return pixels, b""
 
 
+def undo_stretching(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Pixels (H, W, C) with the missing levels left out, if a quick classical coder finds that they matter; the bytes
+    are STRETCHED and, of each channel, the first level and 256 bits: which levels it has."""
+    channels, gain = [], 0.0
+    for plane in pixels.reshape(-1, pixels.shape[2]).T:
+        counts = np.bincount(plane, minlength=256)
+        present = (counts > 0).astype(float)
+        low, high = np.flatnonzero(counts)[[0, -1]]
+        possible = np.zeros(256)
+        possible[low : high + 1] = 1
+        window = np.ones(2 * NEIGHBOURS + 1)
+        share = np.convolve(present, window, "same") / np.convolve(possible, window, "same").clip(1)
+        gain -= float(counts @ np.log2(share.clip(1e-9))) / pixels.size
+        first = round(int(low) * present.sum() / (high - low + 1))  # so that tones keep their proportions
+        channels.append((first, counts > 0))
+    if gain < MIN_GAIN:
+        return pixels, b""
+    tables = np.stack([(np.cumsum(present) - 1 + first).clip(0) for first, present in channels]).astype(np.uint8)
+    coded = np.stack([table[pixels[..., c]] for c, table in enumerate(tables)], -1)
+    if quick_size(coded) > (1 - MIN_GAIN / 8) * quick_size(pixels):
+        return pixels, b""
+    return coded, bytes([STRETCHED]) + b"".join(
+        bytes([first]) + np.packbits(present).tobytes() for first, present in channels
+    )
+
+
+def redo_stretching(coded: np.ndarray, how: bytes) -> np.ndarray:
+    """What ``undo_stretching`` was given. Raises FormatError."""
+    if len(how) != 1 + 33 * coded.shape[2]:
+        raise FormatError("colours: damaged")
+    planes = []
+    for c, start in enumerate(range(1, len(how), 33)):
+        levels = np.flatnonzero(np.unpackbits(np.frombuffer(how, np.uint8, 32, start + 1)))
+        place = coded[..., c].astype(int) - how[start]
+        if place.min() < 0 or place.max() >= len(levels):
+            raise FormatError("colours: a level that the channel does not have")
+        planes.append(levels[place].astype(np.uint8))
+    return np.stack(planes, -1)
+
+
 def _colours(keys: np.ndarray) -> np.ndarray:
     """(N,) of 24 bits to (N, 3) int64 R, G, B."""
     return np.stack([keys >> 16, keys >> 8 & 255, keys & 255], -1).astype(np.int64)
 
 
 def name(how: bytes) -> str:
-    """Of the conversion that was undone; empty: none."""
-    return "" if not how else CONVERSIONS[how[0]].name if how[0] < len(CONVERSIONS) else f"conversion {how[0]}"
+    """Of what was undone; empty: nothing."""
+    if not how:
+        return ""
+    if how[0] == STRETCHED:
+        return "stretched"
+    return CONVERSIONS[how[0]].name if how[0] < len(CONVERSIONS) else f"conversion {how[0]}"
 
 
 def redo(coded: np.ndarray, how: bytes) -> np.ndarray:
     """What ``undo`` was given: (H, W, C) uint8. Raises FormatError."""
     if not how:
         return coded
+    if how[0] == STRETCHED:
+        return redo_stretching(coded, how)
     if how[0] >= len(CONVERSIONS):
         raise FormatError(f"colours: conversion {how[0]} is unknown: a newer vdvae-codec is needed")
     count, rest = divmod(len(how) - 1, 7)
