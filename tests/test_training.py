@@ -25,10 +25,12 @@ from vdvae_codec.config import ModelConfig, TrainConfig, from_dict, read_config,
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.errors import ConfigError, ModelError, TrainingError
 from vdvae_codec.images import read_picture, write_image
+from vdvae_codec.model.vdvae import VDVAE, elbo
+from vdvae_codec.pictures import samples
 from vdvae_codec.training.data import Crops, ahead, split_by_image
 from vdvae_codec.training.loop import RunOptions, train
 from vdvae_codec.training.sources import open_images
-from vdvae_codec.training.trainer import Trainer, kl_weight, learning_rate
+from vdvae_codec.training.trainer import Trainer, kl_weight, learning_rate, stack_terms
 
 CPU = torch.device("cpu")
 RECIPE = TrainConfig(steps=6, batch=2, crop=32, warmup_steps=2, kl_warmup_steps=4, validate_every=4, seed=3, muon=2.0)
@@ -534,3 +536,25 @@ def test_pixel_layers_must_hold_the_image() -> None:
             ModelConfig(2, (stage, *others), tile=32)
     with pytest.raises(ConfigError, match="stage"):
         ModelConfig(2, ())
+
+
+@torch.no_grad()
+def test_models_of_grey_images_count_one_colour(photo: np.ndarray) -> None:
+    """The others are copies: they cost nothing, change no gradient, and are drawn as copies."""
+    torch.manual_seed(0)
+    model = VDVAE(dataclasses.replace(TINY, channels=1))
+    grey = torch.from_numpy(photo[:32, :32, 1].copy())[None, None].float().expand(1, 3, -1, -1)
+    terms = elbo(model, grey)
+    assert terms.dims == 32 * 32
+    bits = float(stack_terms(terms, grey)[1].sum())
+    assert 4 < bits < 10  # bits per dim of one colour, untrained
+    three = VDVAE(TINY)
+    three.load_state_dict(model.state_dict())
+    torch.manual_seed(1)
+    one = sum(float(t) for t in elbo(model, grey).nll_nats)
+    torch.manual_seed(1)
+    assert one < sum(float(t) for t in elbo(three, grey).nll_nats)
+    drawn = samples(model, 2, 32, 32, 1.0)
+    assert torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
+    with pytest.raises(ConfigError, match="channels"):
+        dataclasses.replace(TINY, channels=2)
