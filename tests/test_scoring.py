@@ -137,7 +137,7 @@ def test_calibration_files(tmp_path: Path) -> None:
 
 
 def test_scores_by_their_formulas(tiny_model: Released) -> None:
-    terms = Terms((0.0, 10.0), (100.0,) * 10, (90.0,) * 10, (1015.0,), 1010.0)
+    terms = Terms((0.0, 10.0), (100.0,) * 10, (500.0, 250.0, 250.0), (90.0,) * 10, (1015.0,), 1010.0)
     scored = Scored("x", 10, 10, 3, terms, 700.0)
     assert scored.bpd == pytest.approx(1010 / 300) and scored.corrected_bpd == pytest.approx(310 / 300)
     assert scored.llr_bpd == pytest.approx([5 / 300])
@@ -147,6 +147,15 @@ def test_scores_by_their_formulas(tiny_model: Released) -> None:
     made = calibrate([replace(scored, name=str(n)) for n in range(20)], tiny_model.config, "00", "x", 1)
     assert made.typicality(scored.bpd + 1) == pytest.approx(1)
     assert math.isfinite(made.surprise(made.vector(scored, tiny_model.config)))
+    assert found["colour/2"] == found["colour/3"] == pytest.approx(-1, abs=1e-3)
+    grey = replace(scored, terms=replace(terms, colour_bits=(1000.0,)))  # has no colours to surprise by
+    assert made.surprise(made.vector(grey, tiny_model.config)) == made.surprise(made.vector(scored, tiny_model.config))
+
+
+def test_bits_by_colour_add_up(terms: list[Terms], images: list[np.ndarray]) -> None:
+    for term, image in zip(terms, images):
+        assert len(term.colour_bits) == image.shape[2]
+        assert sum(term.colour_bits) == pytest.approx(sum(term.pixel_bits), rel=1e-4)
 
 
 @pytest.fixture(scope="module")

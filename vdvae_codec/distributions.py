@@ -159,7 +159,7 @@ class JointMixture:
         loc = torch.stack([self.location(c, x) for c in range(3)], 2)  # (B, K, 3, h, w)
         mass = logistic_mass(x[:, None], loc, self.log_sigma, step)
         log_mass = torch.log(mass.clamp(min=1e-12))  # (B, K, 3, h, w)
-        log_p = log_mass.sum(2) if channels == 3 else log_mass[:, :, self.order[0]]  # (B, K, h, w)
+        log_p = log_mass[:, :, list(self.order[:channels])].sum(2)  # (B, K, h, w)
         return -torch.logsumexp(F.log_softmax(self.logits, 1) + log_p, 1, keepdim=True)
 
     def sample(self, temperature: float = 1.0, uniform: Uniform = torch.rand_like) -> Tensor:

@@ -71,7 +71,7 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     rate/S: log2 bits per dim of the pixel layers at stride S; excess/S: their bits less what pixels drawn from their
     own distributions cost (a typicality test of each resolution, Nalisnick 2019b, arXiv 1906.02994); kl/N: log2 KL of
     live latent layer N per dim; llr/K: LLR^{>k}; complexity: log2 of the general coder's bits per dim; ratio: log2 of
-    the model's bits by the general coder's.
+    the model's bits by the general coder's; colour/2, colour/3: log2 of a later colour's bits by the first one's.
     """
     terms, dims = scored.terms, scored.dims
     found: dict[str, float] = {}
@@ -87,6 +87,9 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     for n, bits in enumerate(terms.kl_bits):
         if bits:
             found[f"kl/{n}"] = math.log2(max(bits, 0) / dims + SMALL_BPD)
+    first, *later = terms.colour_bits
+    for n, bits in enumerate(later, 2):
+        found[f"colour/{n}"] = math.log2((max(bits, 0) / dims + SMALL_BPD) / (max(first, 0) / dims + SMALL_BPD))
     found |= {f"llr/{k}": value for k, value in enumerate(scored.llr_bpd, 1)}
     found["complexity"] = math.log2(scored.complexity_bits / dims + SMALL_BPD)
     found["ratio"] = math.log2((terms.bound_bits / dims + SMALL_BPD) / (scored.complexity_bits / dims + SMALL_BPD))
@@ -171,8 +174,9 @@ class Calibration:
         return abs(bpd - float(self.bpd.mean()))
 
     def vector(self, scored: Scored, config: ModelConfig) -> np.ndarray:
+        """(d,) float64; what an image has not, as the colours of a grey one, is as usual."""
         found = features(scored, config)
-        return np.array([found.get(name, math.log2(SMALL_BPD)) for name in self.names])
+        return np.array([found.get(name, usual) for name, usual in zip(self.names, self.fit.centre)])
 
     def save(self, path: Path) -> None:
         values: dict[str, Any] = {
@@ -208,9 +212,12 @@ def calibrate(scored: Sequence[Scored], config: ModelConfig, digest: str, source
     """Reference statistics of a model from scored images that belong. Raises ModelError for too few."""
     found = [features(s, config) for s in scored]
     names = sorted({name for f in found for name in f})
-    vectors = np.array([[f.get(name, math.log2(SMALL_BPD)) for name in names] for f in found])
+    vectors = np.array([[f.get(name, math.nan) for name in names] for f in found]).reshape(-1, len(names))
+    for column in vectors.T:  # a view
+        if np.isnan(column).any():
+            column[np.isnan(column)] = np.nanmedian(column)
     bpd = np.array([s.bpd for s in scored])
-    return Calibration.of(digest, source, samples, names, vectors.reshape(-1, len(names)), bpd)
+    return Calibration.of(digest, source, samples, names, vectors, bpd)
 
 
 def row(scored: Scored, config: ModelConfig, calibration: Calibration | None) -> dict[str, Any]:

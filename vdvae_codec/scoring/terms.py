@@ -30,6 +30,7 @@ class Terms:
 
     kl_bits: tuple[float, ...]  # of each latent layer
     pixel_bits: tuple[float, ...]  # of each pixel layer
+    colour_bits: tuple[float, ...]  # of each colour given those before it, over all pixel layers: one or three
     expected_bits: tuple[float, ...]  # of each pixel layer for pixels drawn from its own distribution
     prior_bits: tuple[float, ...]  # of the bound L^{>k}, k = 1, 2, ... live latent layers drawn from their priors
     bound_bits: float  # negative ELBO, or the importance weighted bound of several samples
@@ -63,6 +64,7 @@ class Surprise:
         self.kl_bits: list[Tensor] = []  # (B,) of each latent layer
         self.ratio_bits = torch.zeros(len(inside), device=inside.device)  # log2 q(z) - log2 p(z) of what was drawn
         self.pixel_bits: list[Tensor] = []
+        self.colour_bits = [torch.zeros_like(self.ratio_bits) for _ in range(channels)]
         self.expected_bits: list[Tensor] = []
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
@@ -83,10 +85,17 @@ class Surprise:
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         inside = layer.plane(self.inside[:, None])  # (B, 1, h, w)
-        bits = p.nll_nats(layer.plane(x), self.channels) * inside / NATS  # (B, 1 or channels, h, w)
+        plane = layer.plane(x)
+        bits = p.nll_nats(plane, self.channels) * inside / NATS  # (B, 1 or channels, h, w)
         self.pixel_bits.append(bits.sum((1, 2, 3)))
         layer.plane(self.heat[:, None]).add_(bits.sum(1, keepdim=True))
         if not self.below:
+            if bits.shape[1] == self.channels:
+                colours = bits.sum((2, 3)).unbind(1)
+            else:  # components span the colours: what each one adds
+                first, two = ((p.nll_nats(plane, n) * inside / NATS).sum((1, 2, 3)) for n in (1, 2))
+                colours = (first, two - first, self.pixel_bits[-1] - two)
+            self.colour_bits = [total + added for total, added in zip(self.colour_bits, colours)]
             drawn = p.nll_nats(p.sample(uniform=self.noise.uniform), self.channels) * inside / NATS
             self.expected_bits.append(drawn.sum((1, 2, 3)))
 
@@ -122,7 +131,7 @@ def tile_terms(
         rows = [torch.stack(getattr(w, name)) for w in walks if getattr(w, name)]
         return torch.stack(rows).double().mean(0).cpu().numpy() if rows else np.zeros((0, len(x)))
 
-    kl, pixel, expected = mean("kl_bits"), mean("pixel_bits"), mean("expected_bits")
+    kl, pixel, colour, expected = map(mean, ("kl_bits", "pixel_bits", "colour_bits", "expected_bits"))
     bound = kl.sum(0) + pixel.sum(0)
     if samples > 1:
         weights = torch.stack([-w.ratio_bits - torch.stack(w.pixel_bits).sum(0) for w in walks]).double()
@@ -136,7 +145,9 @@ def tile_terms(
         return tuple(part[:, n].tolist())
 
     rows = [
-        Terms(column(kl, n), column(pixel, n), column(expected, n), column(prior, n), float(bound[n]))
+        Terms(
+            column(kl, n), column(pixel, n), column(colour, n), column(expected, n), column(prior, n), float(bound[n])
+        )
         for n in range(len(x))
     ]
     heat: np.ndarray = torch.stack([w.heat for w in walks]).mean(0).cpu().numpy()
@@ -174,6 +185,6 @@ def _total(parts: list[Terms]) -> Terms:
         return tuple(map(sum, zip(*columns)))
 
     return Terms(
-        sums(p.kl_bits for p in parts), sums(p.pixel_bits for p in parts), sums(p.expected_bits for p in parts),
-        sums(p.prior_bits for p in parts), sum(p.bound_bits for p in parts),
+        sums(p.kl_bits for p in parts), sums(p.pixel_bits for p in parts), sums(p.colour_bits for p in parts),
+        sums(p.expected_bits for p in parts), sums(p.prior_bits for p in parts), sum(p.bound_bits for p in parts),
     )
