@@ -10,10 +10,10 @@
     python examples/benchmark_ood.py folder sets photos/train --textures textures/ --screenshots screenshots/
 
 ``prepare`` writes training images and held-out ones to calibrate on; training and calibration are the commands that
-users have. Too few photographs are held out, so crops of half of the photographs in the training set are among them; the
-other half are the photographs of ``pairs`` and ``folder``. The graphics among CID22's images are left out. ``pairs``
-scores test images (that belong) and others. ``folder`` hides 20 screenshots, 20 textures and 20 spoilt photographs among
-1,000 photographs, runs ``vdvae-codec score`` on the folder, and counts what it flags.
+users have. Too few photographs are held out, so crops of half of the photographs in the training set are among them;
+the other half are the photographs of ``pairs`` and ``folder``. The graphics among CID22's images are left out.
+``pairs`` scores test images (that belong) and others. ``folder`` hides 20 screenshots, 20 textures and 20 spoilt
+photographs among 1,000 photographs, runs ``vdvae-codec score`` on the folder, and counts what it flags.
 Screenshots: PNG files, such as those of Debian's gimp-help-en; textures: image files and GIMP's patterns, such as
 Debian's gimp-data and scikit-image's. Needs ``pip install vdvae-codec[bench]``.
 """

@@ -16,7 +16,7 @@ LEVELS = [
     {"tiles"},
     {"released"},
     {"hierarchy"},
-    {"exact", "coding", "pictures"},
+    {"exact", "coding", "pictures", "colours"},
     {"model"},
     {"distributions", "archive", "checkpoint", "images"},
     {"container"},
@@ -28,6 +28,7 @@ CODER = {"coding", "exact", "hierarchy", "released", "tiles"}
 FORBIDDEN = {
     "archive": {"torch"},
     "container": {"torch"},
+    "colours": {"torch"},
     "images": {"torch"},
     "config": {"torch"},
     "errors": {"torch"},

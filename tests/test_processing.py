@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from vdvae_codec.colours import CONVERSIONS, undo
 from vdvae_codec.training.processing import JPEG, LUMA, PHOTOCD, VIDEO, doubled, halved, mosaiced, process, recoloured
 
 
@@ -59,3 +60,16 @@ def test_histories_are_random_but_given_by_the_generator(photo: np.ndarray) -> N
     cuts = {photo[y : y + 48, x : x + 48].tobytes() for y in range(73) for x in range(113)}
     untouched = sum(crop.tobytes() in cuts for crop in made[0])
     assert 8 <= untouched <= 26  # of 40, about four in ten
+
+
+def test_steps_are_what_the_codec_sees(photo: np.ndarray) -> None:
+    """A history in steps alone is what ``colours.undo`` makes of its JPEG or PhotoCD."""
+    dull = (photo.astype(np.float32) - 128) * 0.6 + 128  # nothing is clipped
+    for scales, conversion in ((JPEG, CONVERSIONS[0]), (PHOTOCD, CONVERSIONS[2])):
+        seen = recoloured(dull, scales, True, True, True, steps_only=True)
+        red, light, blue = np.moveaxis(seen, 2, 0).astype(np.int64)
+        blues, reds = conversion.middle
+        rgb = conversion.to_rgb(np.stack([light, blue - light + blues, red - light + reds], -1)).astype(np.uint8)
+        coded, how = undo(rgb)
+        assert how[0] == CONVERSIONS.index(conversion)
+        assert (coded == seen).all(-1).mean() > 0.999
