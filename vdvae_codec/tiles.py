@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,7 @@ from tqdm import tqdm
 from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import ModelConfig
-from vdvae_codec.errors import FormatError, VdvaeCodecError
+from vdvae_codec.errors import FormatError
 from vdvae_codec.hierarchy import Group, pop_group, push_group
 from vdvae_codec.images import Box, Place, cut_tiles, inside_tiles, tile_boxes, tile_grid
 from vdvae_codec.released import Released
@@ -72,71 +70,8 @@ def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: tor
     return Group(torch.from_numpy(inside_tiles(boxes, tile)).to(device), channels)
 
 
-class Check:
-    """Decodes each group while the next one is coded, with half of the threads each; a single thread takes turns.
-
-    A group that decodes to its tiles and leaves the stack as it was before can be followed by the decoding of the group
-    before it: where that holds for every group, the payload decodes.
-    """
-
-    FAILED = "what was coded does not decode to the same pixels"
-
-    def __init__(self, released: Released, worker: ThreadPoolExecutor | None):
-        self.released, self.worker = released, worker
-        self.pending: Future[bool] | None = None  # at most one: bounds the memory
-
-    def add(self, group: Group, x: Tensor, direct: bool, before: np.ndarray, after: np.ndarray) -> None:
-        """Of a group x (B, 3, h, w) that was coded onto a stack: its words before and after."""
-        self.wait()
-        if self.worker is not None:
-            self.pending = self.worker.submit(self.decodes, group, x, direct, before, after)
-        elif not self.decodes(group, x, direct, before, after):
-            raise VdvaeCodecError(self.FAILED)
-
-    def decodes(self, group: Group, x: Tensor, direct: bool, before: np.ndarray, after: np.ndarray) -> bool:
-        stack = Stack(after)
-        decoded = pop_group(self.released.model, self.released.tables, group, stack, direct)
-        return torch.equal(decoded, x) and np.array_equal(stack.words(), before)
-
-    def wait(self) -> None:
-        """Raises VdvaeCodecError if the group that was added last does not decode to its tiles."""
-        pending, self.pending = self.pending, None
-        if pending is not None and not pending.result():
-            raise VdvaeCodecError(self.FAILED)
-
-
-@contextmanager
-def checking(released: Released) -> Iterator[Check]:
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield Check(released, None)
-        return
-    torch.set_num_threads(threads // 2)
-    try:
-        with ThreadPoolExecutor(1) as worker:
-            yield Check(released, worker)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def encode(
-    images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str = "tile", verify: bool = False
-) -> Coded:
-    """Codes the tiles of images (H, W, 1 or 3) uint8, run after run.
-
-    ``verify`` decodes every group and compares: raises VdvaeCodecError if anything differs.
-    """
-    if verify:
-        with checking(released) as check:
-            coded = encode_groups(images, runs, released, unit, check)
-            check.wait()
-            return coded
-    return encode_groups(images, runs, released, unit, None)
-
-
-def encode_groups(
-    images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str, check: Check | None
-) -> Coded:
+def encode(images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str = "tile") -> Coded:
+    """Codes the tiles of images (H, W, 1 or 3) uint8, run after run."""
     starts = np.cumsum([0, *(len(run.places) for run in runs)])
     total = int(starts[-1])
     stack, initial_bits, direct_groups = Stack(), 0.0, 0
@@ -158,12 +93,9 @@ def encode_groups(
             n = run_at(start)
             begin = start - int(starts[n])
             x, group = tensor_of(images, runs[n].places[begin : begin + size], runs[n].tile, released.device)
-            before = stack.words() if check is not None else None
             bits = push_group(released.model, released.tables, group, x, stack, direct)
             if bits is None:
                 return False
-            if check is not None and before is not None:
-                check.add(group, x, direct, before, stack.words())
             initial_bits += bits
             direct_groups += direct
             bar.update(size)
