@@ -126,9 +126,16 @@ def test_chain_of_dependent_codecs() -> None:
 
     steps = np.random.default_rng(0).normal(0, 8, (3, N)).cumsum(0)
     x = (128 + steps).round().clip(0, 255).astype(np.int32)
-    bits = check_codec(chain([link(n) for n in range(3)]), x)
+    bits = check_codec(chain([link(n) for n in range(3)], [N] * 3), x.ravel())
     rows = [gaussian((128 + x[:n].sum(0)) / (n + 1), 2.0).bits(x[n]).sum() for n in range(3)]
     assert bits == pytest.approx(sum(rows), rel=1e-3)
+
+
+def test_parts_of_a_chain_may_differ_in_size() -> None:
+    sizes = [5, 0, 3]
+    x = np.arange(100, 108).astype(np.int32)
+    codec = chain([lambda parts, n=n: halves_codec(gaussian(np.full(n, 100 + len(parts)), 2.0)) for n in sizes], sizes)
+    assert check_codec(codec, x) > 0
 
 
 class Toy:

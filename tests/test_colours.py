@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae_codec.api import compress, decompress, info, rates
-from vdvae_codec.colours import CONVERSIONS, MAX_ODD, Conversion, name, redo, undo
+from vdvae_codec.api import cells_in, compress, decode, decompress, info, rates
+from vdvae_codec.colours import CONVERSIONS, MAX_ODD, Conversion, mirrored, name, redo, undo
+from vdvae_codec.container import Container
 from vdvae_codec.errors import FormatError
 from vdvae_codec.images import write_image
 from vdvae_codec.sets import Source, read_archive, write_archive
@@ -29,7 +31,10 @@ def scanned(photo: np.ndarray) -> np.ndarray:
     """As a PhotoCD would hold it: light, and colours at half the resolution, cut to whole steps."""
     steps, _ = PHOTOCD.to_steps(photo.reshape(-1, 3).astype(np.int64))
     steps = steps.reshape(photo.shape)
-    steps[..., 1:] = steps[::2, ::2, 1:].repeat(2, 0).repeat(2, 1)
+    kept = np.pad(steps[::2, ::2, 1:], ((0, 1), (0, 1), (0, 0)), "edge")  # between them lie their means
+    steps[::2, 1::2, 1:] = kept[:-1, :-1] + kept[:-1, 1:] + 1 >> 1
+    steps[1::2, ::2, 1:] = kept[:-1, :-1] + kept[1:, :-1] + 1 >> 1
+    steps[1::2, 1::2, 1:] = kept[:-1, :-1] + kept[:-1, 1:] + kept[1:, :-1] + kept[1:, 1:] + 2 >> 2
     return PHOTOCD.to_rgb(steps).astype(np.uint8)
 
 
@@ -38,7 +43,7 @@ def scanned(photo: np.ndarray) -> np.ndarray:
 def test_decoded_jpegs_are_recognised(photo: np.ndarray, quality: int, subsampling: int) -> None:
     pixels = decoded(photo, "JPEG", quality=quality, subsampling=subsampling)
     coded, how = undo(pixels)
-    assert name(how) == "JPEG" and len(how) <= 1 + 7 * 8
+    assert name(how) == "JPEG" and len(how) <= 2 + 7 * 8
     assert np.array_equal(redo(coded, how), pixels)
     assert coded.dtype == np.uint8 and coded.shape == pixels.shape
 
@@ -97,7 +102,8 @@ def test_pixels_that_do_not_fit_are_kept(photo: np.ndarray) -> None:
 
 def test_damage_is_named(photo: np.ndarray) -> None:
     coded, how = undo(decoded(photo, "JPEG"))
-    for bad in (b"\x09", how + b"x", how[:1] + b"\xff" * 7, how[:1] + (photo.size // 3).to_bytes(4, "little") + b"rgb"):
+    place = (photo.size // 3).to_bytes(4, "little")  # behind the last pixel
+    for bad in (b"\x09", how + b"x", how[:1] + b"\4", how[:2] + b"\xff" * 7, how[:2] + place + b"rgb"):
         with pytest.raises(FormatError, match="colours"):
             redo(coded, bad)
     with pytest.raises(FormatError, match="colours"):
@@ -153,3 +159,40 @@ def test_damaged_levels_are_named(photo: np.ndarray) -> None:
     for bad in (how[:-1], how + b"x", how[:1] + b"\xff" + how[2:], how[:2] + bytes(32) + how[34:]):
         with pytest.raises(FormatError, match="colours"):
             redo(coded, bad)
+
+
+@pytest.mark.parametrize("flips", range(4))
+def test_colours_between_others_are_not_coded(photo: np.ndarray, flips: int) -> None:
+    """Whichever pixels of 2x2 hold the colours that were kept."""
+    pixels = mirrored(scanned(photo), flips)
+    coded, how = undo(pixels)
+    assert how[1] == flips and np.array_equal(redo(coded, how), pixels)
+    data, _ = compress(write_image(pixels, {}, ".png"), "scan", fallback=False)
+    assert {"colours", "cells"} <= set(info(data)["metadata"])
+    assert decompress(data)[0] == write_image(pixels, {}, ".png")
+    container = Container.from_bytes(data)
+    cells = cells_in(container)
+    assert cells is not None and cells.shape == (60, 80) and cells.mean() > 0.7
+    for bad in (b"", container.metadata["cells"] + b"x"):
+        with pytest.raises(FormatError, match="cells"):
+            decode(dataclasses.replace(container, metadata=container.metadata | {"cells": bad}))
+    changed = bytearray(container.metadata["cells"])
+    changed[7] ^= 255
+    with pytest.raises(FormatError):
+        decode(dataclasses.replace(container, metadata=container.metadata | {"cells": bytes(changed)}))
+
+
+def test_grey_images_in_three_colours_cost_no_more_than_one(photo: np.ndarray) -> None:
+    grey = photo[..., :1]
+    sizes = [
+        len(compress(write_image(pixels, {}, ".png"), "grey", fallback=False)[0])
+        for pixels in (grey.repeat(3, 2), grey)
+    ]
+    assert sizes[0] < 1.1 * sizes[1]
+
+
+@pytest.mark.parametrize("height, width", [(91, 117), (64, 65), (65, 64)])
+def test_scans_of_odd_sizes_come_back(photo: np.ndarray, height: int, width: int) -> None:
+    pixels = np.ascontiguousarray(scanned(photo)[:height, :width])
+    data, _ = compress(write_image(pixels, {}, ".png"), "scan", fallback=False)
+    assert "cells" in info(data)["metadata"] and decompress(data)[0] == write_image(pixels, {}, ".png")

@@ -175,7 +175,7 @@ def bomb(size: int) -> bytes:
         (b"\1m\1\1" + b"\xff" * 9 + b"\1\0", "impossible groups"),
         (b"\1m\1" + b"\xff" * 9 + b"\1\1\0", "groups of"),
         (b"\1m\1" + b"\xff" * 20, "too large"),
-        (b"\1m\1\1\1\1\5\0\0", "unknown key code 5"),
+        (b"\1m\1\1\1\1\6\0\0", "unknown key code 6"),
         (b"\1m\1\1\1\1\4\0\0", "not that of format version 1"),
         (b"\1m\1\1\1\1\0\2\0", "unknown method 2"),
         (b"\1m\1\1\1\2\0\0\0\0\0\0", "two entries of icc"),

@@ -14,7 +14,7 @@ from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import DEFAULT_MODEL
 from vdvae_codec.container import Container, Kind
 from vdvae_codec.errors import FormatError, ImageError, VdvaeCodecError
-from vdvae_codec.hierarchy import exact_elbo, push_group
+from vdvae_codec.hierarchy import exact_elbo, has_cells, push_group
 from vdvae_codec.images import (
     Picture,
     best_file,
@@ -67,9 +67,23 @@ def runs_in(container: Container) -> list[Run]:
 
 def decode_coded(container: Container, released: Released) -> np.ndarray:
     """What the model coded, (H, W, 1 or 3) uint8; raises FormatError if it cannot have written this container."""
-    shape = (container.height, container.width, container.channels)
+    shape, cells = (container.height, container.width, container.channels), cells_in(container)
     tiles.check_groups(container.groups, container.tile)
-    return tiles.decode([shape], runs_in(container), container.groups, 1, container.payload, released)[0]
+    if cells is not None and (container.channels != 3 or not has_cells(released.model)):
+        raise FormatError(f"cells: model {released.name!r} has none in such an image")
+    coded = tiles.decode([shape], runs_in(container), container.groups, 1, container.payload, released, cells=cells)
+    return coded[0]
+
+
+def cells_in(container: Container) -> np.ndarray | None:
+    """The marked 2x2 pixels (H/2, W/2) bool, rounded up, if any. Raises FormatError."""
+    packed = container.metadata.get("cells")
+    if packed is None:
+        return None
+    height, width = -(-container.height // 2), -(-container.width // 2)
+    if len(packed) != -(-height * width // 8):
+        raise FormatError("cells: not as many as the image has")
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=height * width).astype(bool).reshape(height, width)
 
 
 def compress(
@@ -118,11 +132,15 @@ def model_container(picture: Picture, pixels: np.ndarray, released: Released) ->
     height, width, channels = pixels.shape
     tile = tile_of((height, width, channels), released.config)
     steps, how = colours.undo(pixels)
-    coded = tiles.encode([steps], runs_of([(height, width, channels)], [tile]), released)
+    cells = tiles.image_cells(steps, tile, released)
+    coded = tiles.encode([steps], runs_of([(height, width, channels)], [tile]), released, cells=cells)
+    extra = {"colours": how} if how else {}
+    if cells is not None:
+        extra["cells"] = np.packbits(cells).tobytes()
     return Container(
         kind=Kind.MODEL, channels=channels, width=width, height=height, tile=tile, groups=coded.groups,
         model=released.name, digest=released.digest,
-        metadata=picture.metadata | ({"colours": how} if how else {}), payload=coded.payload,
+        metadata=picture.metadata | extra, payload=coded.payload,
         pixels_crc=zlib.crc32(pixels.tobytes()),
     ), coded.initial_bits
 
@@ -219,9 +237,10 @@ def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[s
     released = model_of(container, model, device)
     pixels = decode_coded(container, released)
     places = runs_in(container)[0].places[: container.groups[0]]
-    x, group = tensor_of([pixels], places, container.tile, released.device)
+    cells = cells_in(container)
+    x, group = tensor_of([pixels], places, container.tile, released.device, cells)
     initial = push_group(released.model, released.tables, group, x, Stack(), direct=True) or 0.0
-    kl, pixel = elbo_bits(pixels, released, container.tile)
+    kl, pixel = elbo_bits(pixels, released, container.tile, cells)
     dims = pixels.size
     return {
         "elbo_bpd": (sum(kl) + sum(pixel)) / dims, "net_bpd": (8 * len(container.payload) - initial) / dims,
@@ -230,12 +249,14 @@ def rates(data: bytes, model: str | None = None, device: str = "auto") -> dict[s
     }
 
 
-def elbo_bits(pixels: np.ndarray, released: Released, tile: tuple[int, int]) -> tuple[list[float], list[float]]:
+def elbo_bits(
+    pixels: np.ndarray, released: Released, tile: tuple[int, int], cells: np.ndarray | None = None
+) -> tuple[list[float], list[float]]:
     """Negative ELBO of pixels (H, W, 1 or 3) uint8 in bits: the KL of each latent layer, and each pixel layer."""
     kl: list[float] = []
     pixel: list[float] = []
     for box in tile_boxes(pixels.shape[0], pixels.shape[1], tile):
-        x, group = tensor_of([pixels], [(0, box)], tile, released.device)
+        x, group = tensor_of([pixels], [(0, box)], tile, released.device, cells)
         terms = exact_elbo(released.model, released.tables, group, x)
         kl = [a + b for a, b in zip(kl or [0.0] * len(terms.kl_bits), terms.kl_bits)]
         pixel = [a + b for a, b in zip(pixel or [0.0] * len(terms.pixel_bits), terms.pixel_bits)]

@@ -119,8 +119,8 @@ def undo(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
 
 
 def undo_conversion(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """Pixels (H, W, 3) to steps; the bytes are the conversion's code, then positions and R, G, B of the pixels that it
-    does not give."""
+    """Pixels (H, W, 3) to steps; the bytes are the conversion's code, how the steps are mirrored (1 top to bottom, 2
+    left to right), then positions and R, G, B of the pixels that the conversion does not give."""
     red, green, blue = pixels.reshape(-1, 3).astype(np.int32).T
     keys = red << 16 | green << 8 | blue
     sample = np.unique(keys[:: max(1, len(keys) // SAMPLE)])
@@ -139,11 +139,27 @@ def undo_conversion(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
         if len(odd) > MAX_ODD * len(keys):
             continue
         y, cb, cr = (steps - [0, *conversion.middle]).T
-        coded = np.stack([y + cr, y, y + cb], -1).astype(np.uint8)[where]
+        coded = np.stack([y + cr, y, y + cb], -1).astype(np.uint8)[where].reshape(pixels.shape)
+        flips = sum(1 << axis for axis in (0, 1) if between_evens(coded, axis))
         gaps = np.diff(odd, prepend=0).astype("<u4")
-        how = bytes([code]) + gaps.tobytes() + pixels.reshape(-1, 3)[odd].tobytes()
-        return coded.reshape(pixels.shape), how
+        how = bytes([code, flips]) + gaps.tobytes() + pixels.reshape(-1, 3)[odd].tobytes()
+        return mirrored(coded, flips), how
     return pixels, b""
+
+
+def between_evens(coded: np.ndarray, axis: int) -> bool:
+    """Whether colours lie between their neighbours at even places along an axis, rather than at odd ones, which the
+    codec codes later: then the image is mirrored, if that makes its even places odd."""
+    planes = coded.swapaxes(0, axis).astype(np.int16)
+    if len(planes) % 2 or len(planes) < 4:
+        return False
+    colours = planes[..., ::2] - planes[..., 1:2]
+    fits = (colours[:-2] + colours[2:] + 1 >> 1) == colours[1:-1]
+    return bool(fits[1::2].mean() > fits[::2].mean())
+
+
+def mirrored(pixels: np.ndarray, flips: int) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:: -1 if flips & 1 else 1, :: -1 if flips & 2 else 1])
 
 
 def undo_stretching(pixels: np.ndarray) -> tuple[np.ndarray, bytes]:
@@ -208,16 +224,16 @@ def redo(coded: np.ndarray, how: bytes) -> np.ndarray:
         return redo_stretching(coded, how)
     if how[0] >= len(CONVERSIONS):
         raise FormatError(f"colours: conversion {how[0]} is unknown: a newer vdvae-codec is needed")
-    count, rest = divmod(len(how) - 1, 7)
-    if rest or coded.shape[2] != 3:
+    count, rest = divmod(len(how) - 2, 7)
+    if rest or coded.shape[2] != 3 or how[1] > 3:
         raise FormatError("colours: damaged")
-    odd = np.cumsum(np.frombuffer(how, "<u4", count, 1).astype(np.int64))
+    odd = np.cumsum(np.frombuffer(how, "<u4", count, 2).astype(np.int64))
     if count and odd[-1] >= coded.shape[0] * coded.shape[1]:
         raise FormatError("colours: a pixel outside of the image")
     conversion = CONVERSIONS[how[0]]
-    red, light, blue = coded.reshape(-1, 3).astype(np.int64).T
+    red, light, blue = mirrored(coded, how[1]).reshape(-1, 3).astype(np.int64).T
     cb, cr = ((colour - light + middle) % 256 for colour, middle in zip((blue, red), conversion.middle))
     steps = np.stack([light, cb, cr], -1)
     pixels = conversion.to_rgb(steps).astype(np.uint8)
-    pixels[odd] = np.frombuffer(how, np.uint8, 3 * count, 1 + 4 * count).reshape(-1, 3)
+    pixels[odd] = np.frombuffer(how, np.uint8, 3 * count, 2 + 4 * count).reshape(-1, 3)
     return pixels.reshape(coded.shape)

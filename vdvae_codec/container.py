@@ -38,7 +38,7 @@ MAX_GROUPS = 1 << 20
 _HEADER = struct.Struct("<8s4BIIHH16sIQI")
 _CRC = struct.Struct("<I")
 _TABLE = _HEADER.size + _CRC.size  # where the table starts
-KEYS = ("icc", "exif", "xmp", "suffix", "colours")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "suffix", "colours", "cells")  # a key's code is its position
 _RAW, _ZLIB = 0, 1  # methods of a metadata entry
 
 
@@ -68,7 +68,7 @@ class Container:
     digest: bytes  # 16 bytes that identify the model's integers; zeros for a file
     metadata: dict[str, bytes]
     """icc, exif, xmp; suffix: under which a file payload is written, such as b".png"; colours: how the pixels are got
-    from those that the model codes (``colours.redo``)."""
+    from those that the model codes (``colours.redo``); cells: a bit for each 2x2 pixels (``hierarchy.Group``)."""
     payload: bytes
     pixels_crc: int  # CRC-32 of the decoded pixels' bytes
 
@@ -87,7 +87,7 @@ class Container:
             require(sum(self.groups) == tiles, f"table: groups of {sum(self.groups)} tiles for an image of {tiles}")
             require(len(self.payload) % 4 == 0, "payload: not a whole number of 32-bit words")
         else:
-            require("colours" not in self.metadata, "metadata: an image file's colours are its own")
+            require(self.version == PLAIN, "metadata: an image file's colours are its own")
             unused = (self.channels, self.tile, self.groups, self.model, self.digest)
             require(unused == (0, (0, 0), (), "", bytes(16)), "header: an image file's payload has no model fields")
         for key in self.metadata:
@@ -98,7 +98,7 @@ class Container:
 
     @property
     def version(self) -> int:
-        return COLOURS if "colours" in self.metadata else PLAIN
+        return COLOURS if {"colours", "cells"} & set(self.metadata) else PLAIN
 
     def to_bytes(self) -> bytes:
         table = self._name_and_groups() + self._metadata()

@@ -19,7 +19,7 @@ from vdvae_codec.coding.stack import Stack
 from vdvae_codec.distributions import Gaussian, Mixture
 from vdvae_codec.exact.tables import ByteHalves, Tables, latent_distribution, pixel_distribution, quantise
 from vdvae_codec.images import FILL
-from vdvae_codec.model.layers import Acts, LatentLayer, PixelLayer
+from vdvae_codec.model.layers import Acts, LatentLayer, Offset, PixelLayer
 from vdvae_codec.model.vdvae import VDVAE
 
 
@@ -27,23 +27,67 @@ class Group:
     """Tiles (B, 3, H, W) of one shape, coded together; channels in G, R, B order.
 
     ``inside`` (B, H, W) bool marks the pixels that belong to the image. A grey image codes one channel, which the
-    others copy.
+    others copy. ``cells`` (B, H/2, W/2) bool marks the 2x2 pixels of which all but the first code green alone: their
+    colours less green lie ``between`` those of first pixels.
     """
 
-    def __init__(self, inside: Tensor, channels: int):
-        self.inside, self.channels = inside, channels
+    def __init__(self, inside: Tensor, channels: int, cells: Tensor | None = None):
+        self.inside, self.channels, self.cells = inside, channels, cells
         self.full = bool(inside.all())
 
-    def positions(self, layer: PixelLayer) -> Tensor | None:
-        """Indices (N,) of the coded positions in the flattened (B, h, w) of a layer; None for all."""
-        return None if self.full else layer.plane(self.inside[:, None]).flatten().nonzero()[:, 0]
+    def following(self, layer: PixelLayer) -> Tensor | None:
+        """(B, 1, h, w) bool: the positions of a layer that code green alone; None for none."""
+        if self.cells is None or not any(d % 2 for d in layer.offset):
+            return None
+        return half_plane(layer, self.cells[:, None])
 
-    def values(self, layer: PixelLayer, p: Mixture, x: Tensor) -> np.ndarray:
-        """The coded sub-pixels (channels, N) of a layer, in p's order, from the image x (B, 3, H, W)."""
-        planes = layer.plane(x)[:, p.order[: self.channels]].transpose(0, 1).flatten(1)
-        inside = self.positions(layer)
-        values: np.ndarray = (planes if inside is None else planes[:, inside]).to(torch.int32).cpu().numpy()
-        return values
+    def positions(self, layer: PixelLayer) -> list[Tensor | None]:
+        """Indices (N,) of each coded channel's positions in the flattened (B, h, w) of a layer; None for all."""
+        inside, following = layer.plane(self.inside[:, None]), self.following(layer)
+        first = None if self.full else inside.flatten().nonzero()[:, 0]
+        later = first if following is None else (inside & ~following).flatten().nonzero()[:, 0]
+        return [first, *[later] * (self.channels - 1)]
+
+    def values(self, layer: PixelLayer, p: Mixture, x: Tensor) -> list[np.ndarray]:
+        """The coded sub-pixels (N,) of each channel of a layer, in p's order, from the image x (B, 3, H, W)."""
+        plane = layer.plane(x).to(torch.int32)
+        flat = [plane[:, c].flatten() for c in p.order[: self.channels]]
+        chosen = zip(flat, self.positions(layer))
+        return [(values if at is None else values[at]).cpu().numpy() for values, at in chosen]
+
+
+def half_plane(layer: PixelLayer, x: Tensor) -> Tensor:
+    """A layer's positions (B, C, h, w) of what is known of each 2x2 pixels, x (B, C, H/2, W/2)."""
+    (dy, dx), step = layer.offset, layer.stride // 2
+    return x[:, :, dy // 2 :: step, dx // 2 :: step]
+
+
+def has_cells(model: VDVAE) -> bool:
+    """Whether the first pixels of all 2x2 are coded before the others, so that ``Group.cells`` can be."""
+    layers = [layer for layer in model.layers if isinstance(layer, PixelLayer)]
+    odd = [bool(dy % 2 or dx % 2) for dy, dx in (layer.offset for layer in layers)]
+    return all(layer.stride % 2 == 0 and layer.channels == 3 for layer in layers) and odd == sorted(odd)
+
+
+def between(x: Tensor, offset: Offset) -> Tensor:
+    """Red and blue less green (B, 2, H/2, W/2) of the pixels at an offset of 2x2, from those of the first pixels of x
+    (B, 3, H, W) around them: means, halves rounded up, as where colours were kept on every second pixel."""
+    first = x[:, 1:, ::2, ::2] - x[:, :1, ::2, ::2]
+    below = torch.cat([first[:, :, 1:], first[:, :, -1:]], 2)
+    if offset == (1, 0):
+        return ((first + below + 1) / 2).floor()
+    pairs = first + below if offset == (1, 1) else first
+    total = pairs + torch.cat([pairs[..., 1:], pairs[..., -1:]], 3)
+    return ((total + 2) / 4).floor() if offset == (1, 1) else ((total + 1) / 2).floor()
+
+
+def cells_of(x: Tensor) -> Tensor:
+    """(B, H/2, W/2) bool: the 2x2 pixels of x (B, 3, H, W) whose colours lie ``between``."""
+    fit = [
+        (x[:, 1:, dy::2, dx::2] == (x[:, :1, dy::2, dx::2] + between(x, (dy, dx))) % 256).all(1)
+        for dy, dx in ((0, 1), (1, 0), (1, 1))
+    ]
+    return fit[0] & fit[1] & fit[2]
 
 
 class Coding:
@@ -74,20 +118,25 @@ class Coding:
         return z * 2.0 ** -int(layer.grid_exponent)
 
     def pixel_codec(self, layer: PixelLayer, p: Mixture) -> Codec:
-        """Codec of the layer's sub-pixels (channels, N) in 0..255; a channel depends on those before it."""
+        """Codec of the layer's sub-pixels (N,) in 0..255, channel after channel, which depends on those before it."""
         p = quantise(p)
-        inside = self.group.positions(layer)
+        positions = self.group.positions(layer)
 
-        def channel(c: int) -> Callable[[list[np.ndarray]], Codec]:
+        def channel(n: int) -> Callable[[list[np.ndarray]], Codec]:
             def given(rows: list[np.ndarray]) -> Codec:
                 x = torch.full_like(p.log_sigma[:, 0], FILL)  # (B, 3, h, w)
-                for known, row in zip(p.order, rows):
-                    scatter(x, known, inside, row)
-                return window_codec(pixel_distribution(self.tables, p, c, x, inside))
+                for known, at, row in zip(p.order, positions, rows):
+                    scatter(x, known, at, row)
+                return window_codec(pixel_distribution(self.tables, p, p.order[n], x, positions[n]))
 
             return given
 
-        return chain([channel(c) for c in p.order[: self.group.channels]])
+        return chain([channel(n) for n in range(self.group.channels)], self.sizes(layer))
+
+    def sizes(self, layer: PixelLayer) -> list[int]:
+        """Number of coded sub-pixels of each channel of a layer."""
+        whole = layer.plane(self.group.inside[:, None]).numel()
+        return [whole if at is None else len(at) for at in self.group.positions(layer)]
 
 
 def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
@@ -126,7 +175,7 @@ class Push(Coding):
         return self.z(layer, p, self.sender.latent(prior, halves_codec(q_bytes), point))
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        self.sender.observed(self.pixel_codec(layer, p), self.group.values(layer, p, x))
+        self.sender.observed(self.pixel_codec(layer, p), np.concatenate(self.group.values(layer, p, x)))
 
 
 class Pop(Coding):
@@ -146,10 +195,16 @@ class Pop(Coding):
         return self.z(layer, p, self.receiver.latent(halves_codec(self.latent_bytes(layer, p)), later))
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        rows = self.receiver.observed(self.pixel_codec(layer, p))
-        inside, plane = self.group.positions(layer), layer.plane(x)
+        values = self.receiver.observed(self.pixel_codec(layer, p))
+        rows = np.split(values, np.cumsum(self.sizes(layer))[:-1])
+        positions, plane, following = self.group.positions(layer), layer.plane(x), self.group.following(layer)
         for n, c in enumerate(p.order):
-            scatter(plane, c, inside, rows[min(n, self.group.channels - 1)])
+            coded = min(n, self.group.channels - 1)
+            scatter(plane, c, positions[coded], rows[coded])
+        if following is not None:
+            dy, dx = layer.offset
+            colours = (plane[:, :1] + half_plane(layer, between(x, (dy % 2, dx % 2)))) % 256
+            plane[:, 1:] = torch.where(following, colours, plane[:, 1:])
 
 
 @torch.inference_mode()
@@ -197,11 +252,10 @@ class ExactElbo(Coding):
         return self.z(layer, p, k)
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        p, inside = quantise(p), self.group.positions(layer)
-        plane, values = layer.plane(x), self.group.values(layer, p, x)
+        p, plane = quantise(p), layer.plane(x)
+        coded = zip(p.order, self.group.positions(layer), self.group.values(layer, p, x))
         self.pixel_bits.append(sum(
-            float(pixel_distribution(self.tables, p, c, plane, inside).bits(row).sum())
-            for c, row in zip(p.order, values)
+            float(pixel_distribution(self.tables, p, c, plane, at).bits(row).sum()) for c, at, row in coded
         ))
 
 

@@ -14,11 +14,12 @@ from vdvae_codec.coding.schedule import code_groups
 from vdvae_codec.coding.stack import Stack
 from vdvae_codec.config import ModelConfig
 from vdvae_codec.errors import FormatError
-from vdvae_codec.hierarchy import Group, pop_group, push_group
+from vdvae_codec.hierarchy import Group, cells_of, has_cells, pop_group, push_group
 from vdvae_codec.images import Box, Place, cut_tiles, inside_tiles, tile_boxes, tile_grid
 from vdvae_codec.released import Released
 
 GROUP_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # of the largest groups: bounds the memory
+MIN_CELLS = 0.25  # share of an image's 2x2 pixels
 MAX_GROUP_PIXELS = 2**23  # a file that claims more is refused before memory is asked for
 Shape = tuple[int, int, int]  # height, width, channels of an image
 
@@ -57,21 +58,50 @@ def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
 
 
 def tensor_of(
-    images: Sequence[np.ndarray], places: Sequence[Place], tile: tuple[int, int], device: torch.device
+    images: Sequence[np.ndarray], places: Sequence[Place], tile: tuple[int, int], device: torch.device,
+    cells: np.ndarray | None = None,
 ) -> tuple[Tensor, Group]:
     """Cuts tiles out of images (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
-    cut, inside = cut_tiles(images, places, tile)
+    cut, _ = cut_tiles(images, places, tile)
     tensor = torch.from_numpy(cut).to(device).float()
-    group = Group(torch.from_numpy(inside).to(device), images[places[0][0]].shape[2])
+    group = group_of([box for _, box in places], tile, images[places[0][0]].shape[2], device, cells)
     return tensor.contiguous(memory_format=torch.channels_last), group
 
 
-def group_of(boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device) -> Group:
-    return Group(torch.from_numpy(inside_tiles(boxes, tile)).to(device), channels)
+def group_of(
+    boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device, cells: np.ndarray | None = None
+) -> Group:
+    """``cells`` (H/2, W/2) bool, rounded up, are those of the one image that all boxes lie in."""
+    inside = torch.from_numpy(inside_tiles(boxes, tile)).to(device)
+    if cells is None:
+        return Group(inside, channels)
+    cut = np.zeros((len(boxes), tile[0] // 2, tile[1] // 2), bool)
+    for part, (y0, x0, y1, x1) in zip(cut, boxes):
+        found = cells[y0 // 2 : (y1 + 1) // 2, x0 // 2 : (x1 + 1) // 2]
+        part[: found.shape[0], : found.shape[1]] = found
+    return Group(inside, channels, torch.from_numpy(cut).to(device))
 
 
-def encode(images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str = "tile") -> Coded:
-    """Codes the tiles of images (H, W, 1 or 3) uint8, run after run."""
+def image_cells(image: np.ndarray, tile: tuple[int, int], released: Released) -> np.ndarray | None:
+    """The 2x2 pixels of an image (H, W, C) whose colours lie ``between``: (H/2, W/2) bool, rounded up; None if they are
+    too few to matter, or if the model cannot code them apart."""
+    height, width, channels = image.shape
+    if channels == 1 or not has_cells(released.model):
+        return None
+    cells = np.zeros((-(-height // 2), -(-width // 2)), bool)
+    for box in tile_boxes(height, width, tile):
+        x, _ = tensor_of([image], [(0, box)], tile, released.device)
+        y, x0 = box[0] // 2, box[1] // 2
+        part = cells[y : y + tile[0] // 2, x0 : x0 + tile[1] // 2]
+        part[:] = cells_of(x)[0].cpu().numpy()[: part.shape[0], : part.shape[1]]
+    return cells if cells.mean() > MIN_CELLS else None
+
+
+def encode(
+    images: Sequence[np.ndarray], runs: Sequence[Run], released: Released, unit: str = "tile",
+    cells: np.ndarray | None = None,
+) -> Coded:
+    """Codes the tiles of images (H, W, 1 or 3) uint8, run after run. ``cells`` are those of a single image."""
     starts = np.cumsum([0, *(len(run.places) for run in runs)])
     total = int(starts[-1])
     stack, initial_bits, direct_groups = Stack(), 0.0, 0
@@ -92,7 +122,7 @@ def encode(images: Sequence[np.ndarray], runs: Sequence[Run], released: Released
                 bar.reset()
             n = run_at(start)
             begin = start - int(starts[n])
-            x, group = tensor_of(images, runs[n].places[begin : begin + size], runs[n].tile, released.device)
+            x, group = tensor_of(images, runs[n].places[begin : begin + size], runs[n].tile, released.device, cells)
             bits = push_group(released.model, released.tables, group, x, stack, direct)
             if bits is None:
                 return False
@@ -113,7 +143,7 @@ def check_groups(groups: Sequence[int], smallest: tuple[int, int]) -> None:
 
 def decode(
     shapes: Sequence[Shape], runs: Sequence[Run], groups: Sequence[int], direct: int, payload: bytes,
-    released: Released, unit: str = "tile",
+    released: Released, unit: str = "tile", cells: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The images (H, W, 1 or 3) uint8 of a payload; raises FormatError if the model cannot have written it."""
     for run in runs:
@@ -133,7 +163,7 @@ def decode(
                 raise FormatError("header: the groups do not fit the images")
             run, end = runs[len(left) - 1], left[-1]
             places = run.places[end - size : end]
-            group = group_of([box for _, box in places], run.tile, run.channels, released.device)
+            group = group_of([box for _, box in places], run.tile, run.channels, released.device, cells)
             x = pop_group(released.model, released.tables, group, stack, direct=n < direct)
             channels = [1, 0, 2] if run.channels == 3 else [0]
             tiles = x.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()[..., channels]

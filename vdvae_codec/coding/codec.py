@@ -93,18 +93,18 @@ def window_codec(distribution: Windows) -> Codec:
     return Codec(push, pop)
 
 
-def chain(links: list[Callable[[list[np.ndarray]], Codec]]) -> Codec:
-    """Codes the rows of an array one after the other, each under a codec that may depend on the rows before it."""
+def chain(links: list[Callable[[list[np.ndarray]], Codec]], sizes: list[int]) -> Codec:
+    """Codes parts of an array (N,) one after the other, each under a codec that may depend on the parts before it."""
 
     def push(stack: Stack, x: np.ndarray) -> None:
-        rows = list(x)
+        parts = np.split(x, np.cumsum(sizes)[:-1])
         for n in reversed(range(len(links))):
-            links[n](rows[:n]).push(stack, rows[n])
+            links[n](parts[:n]).push(stack, parts[n])
 
     def pop(stack: Stack) -> np.ndarray:
-        rows: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
         for link in links:
-            rows.append(link(rows).pop(stack))
-        return np.stack(rows)
+            parts.append(link(parts).pop(stack))
+        return np.concatenate(parts)
 
     return Codec(push, pop)
