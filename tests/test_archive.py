@@ -254,6 +254,7 @@ main()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob(".set.vdz.*")) and process.poll() is None:
             time.sleep(0.05)
+        time.sleep(2)  # safetensors makes an error of its own of an interrupted reading: the model is to be loaded
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err.strip()) == (1, "", "Aborted!")

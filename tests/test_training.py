@@ -407,7 +407,7 @@ def test_crops_are_turned_and_mirrored(photo: np.ndarray, augment: str, ways: in
 
 def test_photographs_get_random_histories(photo: np.ndarray) -> None:
     crops = Crops(Arrays({"": photo}), 64, "photo")
-    batch = crops.batch((0,), 0, 200)
+    batch = crops.batch((0,), 0, 400)
     assert torch.equal(batch[50:60], crops.batch((0,), 50, 10))
     windows = np.lib.stride_tricks.sliding_window_view(photo[..., 0], (64, 64)).reshape(-1, 64 * 64)
     reds = {red.tobytes() for red in windows}
