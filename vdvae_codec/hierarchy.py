@@ -131,12 +131,12 @@ class Coding:
 
             return given
 
-        return chain([channel(n) for n in range(self.group.channels)], self.sizes(layer))
+        return chain([channel(n) for n in range(self.group.channels)], self.sizes(layer, positions))
 
-    def sizes(self, layer: PixelLayer) -> list[int]:
+    def sizes(self, layer: PixelLayer, positions: list[Tensor | None]) -> list[int]:
         """Number of coded sub-pixels of each channel of a layer."""
         whole = layer.plane(self.group.inside[:, None]).numel()
-        return [whole if at is None else len(at) for at in self.group.positions(layer)]
+        return [whole if at is None else len(at) for at in positions]
 
 
 def scatter(x: Tensor, channel: int, inside: Tensor | None, values: np.ndarray) -> None:
@@ -196,8 +196,8 @@ class Pop(Coding):
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         values = self.receiver.observed(self.pixel_codec(layer, p))
-        rows = np.split(values, np.cumsum(self.sizes(layer))[:-1])
         positions, plane, following = self.group.positions(layer), layer.plane(x), self.group.following(layer)
+        rows = np.split(values, np.cumsum(self.sizes(layer, positions))[:-1])
         for n, c in enumerate(p.order):
             coded = min(n, self.group.channels - 1)
             scatter(plane, c, positions[coded], rows[coded])

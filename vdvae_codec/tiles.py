@@ -63,24 +63,25 @@ def tensor_of(
     cells: np.ndarray | None = None,
 ) -> tuple[Tensor, Group]:
     """Cuts tiles out of images (H, W, 1 or 3) uint8: (B, 3, th, tw) float32 in G, R, B order, and their group."""
-    cut, _ = cut_tiles(images, places, tile)
+    cut, inside = cut_tiles(images, places, tile)
     tensor = torch.from_numpy(cut).to(device).float()
-    group = group_of([box for _, box in places], tile, images[places[0][0]].shape[2], device, cells)
+    group = group_of(inside, [box for _, box in places], images[places[0][0]].shape[2], device, cells)
     return tensor.contiguous(memory_format=torch.channels_last), group
 
 
 def group_of(
-    boxes: list[Box], tile: tuple[int, int], channels: int, device: torch.device, cells: np.ndarray | None = None
+    inside: np.ndarray, boxes: list[Box], channels: int, device: torch.device, cells: np.ndarray | None = None
 ) -> Group:
-    """``cells`` (H/2, W/2) bool, rounded up, are those of the one image that all boxes lie in."""
-    inside = torch.from_numpy(inside_tiles(boxes, tile)).to(device)
+    """``inside`` (B, th, tw) bool; ``cells`` (H/2, W/2) bool, rounded up, are of the image that all boxes are in."""
+    mask = torch.from_numpy(inside).to(device)
     if cells is None:
-        return Group(inside, channels)
-    cut = np.zeros((len(boxes), tile[0] // 2, tile[1] // 2), bool)
+        return Group(mask, channels)
+    count, height, width = inside.shape
+    cut = np.zeros((count, height // 2, width // 2), bool)
     for part, (y0, x0, y1, x1) in zip(cut, boxes):
         found = cells[y0 // 2 : (y1 + 1) // 2, x0 // 2 : (x1 + 1) // 2]
         part[: found.shape[0], : found.shape[1]] = found
-    return Group(inside, channels, torch.from_numpy(cut).to(device))
+    return Group(mask, channels, torch.from_numpy(cut).to(device))
 
 
 def image_cells(image: np.ndarray, tile: tuple[int, int], released: Released) -> np.ndarray | None:
@@ -165,7 +166,8 @@ def decode(
                 raise FormatError("header: the groups do not fit the images")
             run, end = runs[len(left) - 1], left[-1]
             places = run.places[end - size : end]
-            group = group_of([box for _, box in places], run.tile, run.channels, released.device, cells)
+            boxes = [box for _, box in places]
+            group = group_of(inside_tiles(boxes, run.tile), boxes, run.channels, released.device, cells)
             x = pop_group(released.model, released.tables, group, stack, direct=n < direct)
             channels = [1, 0, 2] if run.channels == 3 else [0]
             tiles = x.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()[..., channels]
