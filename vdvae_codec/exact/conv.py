@@ -4,6 +4,9 @@ Its inputs are rounded to integers and its weights are integers, both carried in
 which change no mantissa. If no partial sum, in whatever order, can reach 2^24, every one of them is representable, no
 addition rounds, and each correct convolution gives the same bits. Everything else on the coding path is element-wise:
 single IEEE operations, which are the same everywhere. No sum of products is left to a compiler that might fuse it.
+
+Where inputs and weights are bytes, and the CPU multiplies bytes without saturating (VNNI), they are multiplied as
+bytes: the same integers, about three times as fast.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class ExactConv(nn.Module):
         self.register_buffer("bias", torch.zeros(cout, dtype=torch.int32))
         self.register_buffer("grid", torch.tensor([0, -1, 1, 1], dtype=torch.int32))
         self._ready = False
+        self._bytes: ByteConv | None = None
 
     def prepare(self, name: str) -> None:
         """Proves the bound of every output channel and lays out the float weights; raises ExactnessError."""
@@ -63,7 +67,14 @@ class ExactConv(nn.Module):
         weight = self.weight.float() * unit[:, None, None, None]
         self._weights = [w.contiguous(memory_format=torch.channels_last) for w in weight.chunk(self.parts, 1)]
         self._bias = self.bias.float() * unit
+        self._bytes = ByteConv(self, unit) if self.of_bytes and bytes_are_exact() else None
         self._ready = True
+
+    @property
+    def of_bytes(self) -> bool:
+        """Whether inputs, from the lowest on, and weights are bytes."""
+        inputs = self.low <= 0 and self.high - self.low < 256 and self.parts == 1
+        return inputs and int(self.weight.min()) >= -128 and int(self.weight.max()) <= 127
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -74,8 +85,10 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = 2.0**self.input_exponent
-        a = EXACT[self.act](x) * scale
+        a = EXACT[self.act](x).mul_(scale) if self.act else x * scale
         a = a.round_().clamp_(self.low, self.high)  # integers; the weights carry their power of two
+        if self._bytes and a.device.type == "cpu":
+            return self._bytes(a)
         if self.parts == 1:
             return F.conv2d(a, self._weights[0], self._bias, padding=self.padding)
         first, *others = a.chunk(self.parts, 1)
@@ -83,6 +96,47 @@ class ExactConv(nn.Module):
         for part, weight in zip(others, self._weights[1:]):
             y += F.conv2d(part, weight, padding=self.padding)
         return y
+
+
+class ByteConv:
+    """An ``ExactConv`` by oneDNN's kernel for bytes: a (B, cin, h, w) float32 integers -> (B, cout, h, w) float32.
+
+    Inputs are unsigned: the lowest becomes 0, and what was 0 the zero point.
+    """
+
+    def __init__(self, conv: ExactConv, unit: Tensor):
+        self.zero, self.unit, self.bias, (cout, _, k, _) = -conv.low, unit, conv._bias, conv.weight.shape
+        self.offsets = torch.zeros(cout, dtype=torch.int64)
+        self.window = [1, 1], [k // 2, k // 2], [1, 1], 1  # stride, padding, dilation, groups
+        weight = conv.weight.to(torch.int8)
+        self.weight = torch.ops.onednn.qconv_prepack(weight, unit, 1.0, self.zero, *self.window)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        x = a.add_(self.zero).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+        y: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            x, 1.0, self.zero, self.weight, self.unit, self.offsets, self.bias, *self.window,
+            1.0, 0, torch.float32, "none", [], "",
+        )
+        return y
+
+    def __deepcopy__(self, memo: object) -> ByteConv:
+        return self  # it never changes, and torch cannot copy packed weights
+
+
+@functools.cache
+def bytes_are_exact() -> bool:
+    """Whether torch has the kernel for bytes and it is right, tried on large sums: older instructions saturate."""
+    conv = ExactConv(Conv(64, 16, 3))
+    conv.input_exponent, conv.low, conv.high, conv.parts = 0, -12, 243, 1
+    signs = torch.arange(16)[:, None] >> torch.arange(4) & 1  # (16, 4): each output's, of every fourth input
+    conv.weight = torch.where(signs > 0, 127, -128).repeat(1, 16)[:, :, None, None].expand(-1, -1, 3, 3).to(torch.int16)
+    conv._bias = torch.arange(16.0)
+    a = torch.where(torch.arange(64 * 9 * 9).view(1, 64, 9, 9) % 7 < 5, 243.0, -12.0)
+    try:
+        y = ByteConv(conv, torch.ones(16))(a.clone())
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(y, F.conv2d(a, conv.weight.float(), conv._bias, padding=1))
 
 
 def hard_swish(x: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from torch import Tensor
 from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 from vdvae_codec.exact.functions import ExactTanh
-from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Tanh
+from vdvae_codec.model.blocks import ACTIVATIONS, Bottleneck, Conv, Pair, Tanh
 from vdvae_codec.model.layers import Acts, LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 
 INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above zero
 WEIGHT_LEVELS = 2**15 - 1
+BYTE_SAMPLES = 2**16  # inputs of a convolution and batch by which the grid of bytes is chosen
 ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
 ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
@@ -55,15 +56,22 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model, calibrated on image batches (B, 3, H, W) in pixel levels.
 
     Activation grids cover the largest value seen; each output channel's weights get the finest power-of-two grid
-    that keeps its sums below 2^24. ``choose_latents`` sets the latents of both models.
+    that keeps its sums below 2^24. Within blocks, behind the first convolution, both are bytes: there inputs have no
+    outliers, and speed is decided. ``choose_latents`` sets the latents of both models.
     """
     ranges: dict[nn.Module, tuple[float, float]] = {}
+    inner: dict[nn.Module, list[Tensor]] = {
+        conv: [] for parent, name, conv in convolutions(model)
+        if isinstance(parent, (Bottleneck, Pair)) and name != "c1"
+    }
 
     def observe(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(conv, Conv)
         x = ACTIVATIONS[conv.act](args[0])
         low, high = ranges.get(conv, (0.0, 0.0))
         ranges[conv] = (min(low, float(x.min())), max(high, float(x.max())))
+        if conv in inner:
+            inner[conv].append(x.flatten()[:: -(-x.numel() // BYTE_SAMPLES)])
 
     choose_latents(model, batches)
     twin = exact_twin(model)
@@ -83,13 +91,37 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
         grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
         if conv in projections:
             grid = (int(projections[conv].grid_exponent), -128, 127)
-        quantise_conv(conv, exact, *grid)
+        if inner.get(conv):
+            quantise_conv(conv, exact, *byte_grid(torch.cat(inner[conv])), levels=127)
+        else:
+            quantise_conv(conv, exact, *grid)
     prepare(twin)
     return twin
 
 
-def quantise_conv(conv: Conv, exact: ExactConv, exponent: int, low: int, high: int) -> None:
-    """Fills ``exact`` with the integers of ``conv``: the fewest parts that leave every weight grid fine enough."""
+def byte_grid(x: Tensor) -> tuple[int, int, int]:
+    """Exponent, lowest and highest integer of the 256 steps that round values x (N,) with the least square error."""
+    low = min(float(x.min()), 0.0)
+    widest = math.floor(math.log2(255 / max(float(x.max()) - low, 1e-6)))
+
+    def grid(exponent: int) -> tuple[int, int, int]:
+        lowest = max(round(low * 2.0**exponent), -255)
+        return exponent, lowest, lowest + 255
+
+    def error(exponent: int) -> float:
+        _, lowest, highest = grid(exponent)
+        return float(((x * 2.0**exponent).round().clamp(lowest, highest) * 2.0**-exponent - x).square().mean())
+
+    return grid(min(range(widest, widest + 6), key=error))
+
+
+def quantise_conv(
+    conv: Conv, exact: ExactConv, exponent: int, low: int, high: int, levels: int = WEIGHT_LEVELS
+) -> None:
+    """Fills ``exact`` with the integers of ``conv``: the fewest parts that leave every weight grid fine enough.
+
+    Weights have at most ``levels`` steps on each side of zero.
+    """
     weight = conv.weight.detach().double()
     bias = torch.zeros(len(weight), dtype=torch.float64) if conv.bias is None else conv.bias.detach().double()
     peak = weight.abs().amax((1, 2, 3)).clamp(min=1e-9)
@@ -97,7 +129,7 @@ def quantise_conv(conv: Conv, exact: ExactConv, exponent: int, low: int, high: i
         # Bound of the sums and size of the weights, per output channel; half a step may be added to each by rounding.
         bound = partial_sum_bound(weight, bias * 2.0**exponent, low, high, parts)
         rounding = partial_sum_bound(torch.full_like(weight, 0.5), torch.ones_like(bias), low, high, parts)
-        room = torch.minimum((LIMIT - rounding) / bound.clamp(min=1e-9), (WEIGHT_LEVELS - 1) / peak)
+        room = torch.minimum((LIMIT - rounding) / bound.clamp(min=1e-9), (levels - 1) / peak)
         grid = torch.log2(room).floor().clamp(max=30 - exponent)
         if bool((peak * 2.0**grid >= ENOUGH_LEVELS).logical_or(peak < 1e-6).all()):
             break
