@@ -20,7 +20,7 @@ from torch import Tensor
 from vdvae_codec.config import ModelConfig, StageConfig, read_config
 from vdvae_codec.distributions import Gaussian, JointMixture, PixelMixture
 from vdvae_codec.errors import ConfigError, ExactnessError, ModelError
-from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound, unfused_hard_swish
+from vdvae_codec.exact.conv import LIMIT, ExactConv, bytes_are_exact, partial_sum_bound, unfused_hard_swish
 from vdvae_codec.exact.quantise import prepare, quantise_conv, quantise_model
 from vdvae_codec.exact.tables import (
     ONE,
@@ -315,6 +315,30 @@ def test_sums_at_the_bound_are_exact(kernel: int, channels: int) -> None:
     limit = partial_sum_bound(exact.weight, exact.bias, -1000, 1023, exact.parts)
     assert bool((limit < LIMIT).all()) and float(limit.max()) > LIMIT / 4
     assert float(sums.abs().max()) > LIMIT / 4
+
+
+@pytest.mark.parametrize("kernel, channels", [(1, 48), (3, 16), (3, 48)])
+def test_bytes_at_their_ends_are_exact(kernel: int, channels: int) -> None:
+    torch.manual_seed(0)
+    conv = Conv(channels, 20, kernel)
+    torch.nn.init.normal_(conv.bias)
+    exact = ExactConv(conv)
+    quantise_conv(conv, exact, 4, -12, 243, 127)
+    exact.prepare("conv")
+    assert exact.of_bytes and (exact._bytes is not None) == bytes_are_exact()
+    positive = exact.weight > 0  # (cout, cin, k, k): one image for each output channel
+    ends = torch.cat([torch.where(positive, 243.0, -12.0), torch.where(positive, -12.0, 243.0)])
+    check_exact(exact, torch.cat([ends, ends * 2.0**20]) * 2.0**-4)
+    assert torch.equal(copy.deepcopy(exact)(ends), exact(ends))
+
+
+def test_inputs_of_more_than_a_byte_are_not_taken_for_bytes() -> None:
+    conv = Conv(16, 20, 3)
+    exact = ExactConv(conv)
+    for low, high, levels in ((-12, 244, 127), (-12, 243, 1000), (1, 200, 127)):
+        quantise_conv(conv, exact, 4, low, high, levels)
+        exact.prepare("conv")
+        assert not exact.of_bytes and exact._bytes is None
 
 
 def test_the_exact_twin_is_close(tiny_float: VDVAE, tiny_model: Released, crops: Tensor) -> None:

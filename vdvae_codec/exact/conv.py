@@ -67,14 +67,17 @@ class ExactConv(nn.Module):
         weight = self.weight.float() * unit[:, None, None, None]
         self._weights = [w.contiguous(memory_format=torch.channels_last) for w in weight.chunk(self.parts, 1)]
         self._bias = self.bias.float() * unit
-        self._bytes = ByteConv(self, unit) if self.of_bytes and bytes_are_exact() else None
+        use_bytes = self.of_bytes and bytes_are_exact()
+        self._bytes = ByteConv(self.weight, unit, self._bias, -self.low) if use_bytes else None
         self._ready = True
 
     @property
     def of_bytes(self) -> bool:
-        """Whether inputs, from the lowest on, and weights are bytes."""
-        inputs = self.low <= 0 and self.high - self.low < 256 and self.parts == 1
-        return inputs and int(self.weight.min()) >= -128 and int(self.weight.max()) <= 127
+        """Whether weights are bytes, and inputs from the lowest on, whose sums stay below 2^24 too."""
+        span = self.high - self.low
+        if self.low > 0 or span > 255 or self.parts > 1 or self.weight.min() < -128 or self.weight.max() > 127:
+            return False
+        return float(partial_sum_bound(self.weight, self.bias, 0, span, 1).max()) < LIMIT
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -101,15 +104,15 @@ class ExactConv(nn.Module):
 class ByteConv:
     """An ``ExactConv`` by oneDNN's kernel for bytes: a (B, cin, h, w) float32 integers -> (B, cout, h, w) float32.
 
-    Inputs are unsigned: the lowest becomes 0, and what was 0 the zero point.
+    Inputs are unsigned: the lowest becomes 0, and what was 0 the zero point. weight: (cout, cin, k, k) integers in
+    units of ``unit`` (cout,) float32; bias: float32 (cout,).
     """
 
-    def __init__(self, conv: ExactConv, unit: Tensor):
-        self.zero, self.unit, self.bias, (cout, _, k, _) = -conv.low, unit, conv._bias, conv.weight.shape
-        self.offsets = torch.zeros(cout, dtype=torch.int64)
+    def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor, zero: int):
+        cout, _, k, _ = weight.shape
+        self.unit, self.bias, self.zero, self.offsets = unit, bias, zero, torch.zeros(cout, dtype=torch.int64)
         self.window = [1, 1], [k // 2, k // 2], [1, 1], 1  # stride, padding, dilation, groups
-        weight = conv.weight.to(torch.int8)
-        self.weight = torch.ops.onednn.qconv_prepack(weight, unit, 1.0, self.zero, *self.window)
+        self.weight = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), unit, 1.0, zero, *self.window)
 
     def __call__(self, a: Tensor) -> Tensor:
         x = a.add_(self.zero).to(torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -126,17 +129,15 @@ class ByteConv:
 @functools.cache
 def bytes_are_exact() -> bool:
     """Whether torch has the kernel for bytes and it is right, tried on large sums: older instructions saturate."""
-    conv = ExactConv(Conv(64, 16, 3))
-    conv.input_exponent, conv.low, conv.high, conv.parts = 0, -12, 243, 1
     signs = torch.arange(16)[:, None] >> torch.arange(4) & 1  # (16, 4): each output's, of every fourth input
-    conv.weight = torch.where(signs > 0, 127, -128).repeat(1, 16)[:, :, None, None].expand(-1, -1, 3, 3).to(torch.int16)
-    conv._bias = torch.arange(16.0)
+    weight = torch.where(signs > 0, 127, -128).repeat(1, 16)[:, :, None, None].expand(-1, -1, 3, 3)  # (16, 64, 3, 3)
+    bias = torch.arange(16.0)
     a = torch.where(torch.arange(64 * 9 * 9).view(1, 64, 9, 9) % 7 < 5, 243.0, -12.0)
     try:
-        y = ByteConv(conv, torch.ones(16))(a.clone())
+        y = ByteConv(weight, torch.ones(16), bias, 12)(a.clone())
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.equal(y, F.conv2d(a, conv.weight.float(), conv._bias, padding=1))
+    return torch.equal(y, F.conv2d(a, weight.float(), bias, padding=1))
 
 
 def hard_swish(x: Tensor) -> Tensor:

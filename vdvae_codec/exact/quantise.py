@@ -86,15 +86,16 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             continue
         conv = model.get_submodule(name)
         assert isinstance(conv, Conv)
-        low, high = ranges.get(conv, (0.0, 0.0))
-        exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
-        grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
+        levels = WEIGHT_LEVELS
         if conv in projections:
             grid = (int(projections[conv].grid_exponent), -128, 127)
-        if inner.get(conv):
-            quantise_conv(conv, exact, *byte_grid(torch.cat(inner[conv])), levels=127)
+        elif inner.get(conv):
+            grid, levels = byte_grid(torch.cat(inner[conv])), 127
         else:
-            quantise_conv(conv, exact, *grid)
+            low, high = ranges.get(conv, (0.0, 0.0))
+            exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
+            grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
+        quantise_conv(conv, exact, *grid, levels)
     prepare(twin)
     return twin
 
