@@ -7,7 +7,7 @@ import torch
 
 from vdvae_codec.coding.codec import Codec
 from vdvae_codec.coding.stack import Stack
-from vdvae_codec.exact.tables import STEPS, WEIGHT_ONE, ByteHalves, ByteMixture, make_tables, scale_index
+from vdvae_codec.exact.tables import STEPS, WEIGHT_ONE, ByteHalves, ByteMixture, inverse_scale, make_tables
 
 TABLES = make_tables()
 
@@ -33,7 +33,7 @@ def check_codec(codec: Codec, x: np.ndarray, words: int = 1000) -> int:
 def gaussian(mean: np.ndarray, log_sigma: float) -> ByteHalves:
     """Discretised Gaussians over 0..255 with the means (N,)."""
     location = torch.from_numpy(np.round(mean * STEPS)).float()[None]
-    scale = TABLES.inverse_scale[scale_index(torch.full_like(location, log_sigma))]
+    scale = inverse_scale(TABLES, torch.full_like(location, log_sigma))
     weight = torch.full(location.shape, WEIGHT_ONE, dtype=torch.int32)
     return ByteMixture(TABLES.gaussian, location, scale, weight).halves()
 

@@ -29,6 +29,7 @@ from vdvae_codec.exact.tables import (
     WINDOW,
     ByteHalves,
     ByteMixture,
+    inverse_scale,
     latent_distribution,
     make_tables,
     pixel_distribution,
@@ -89,13 +90,22 @@ def test_frequencies_of_mixtures(components: int) -> None:
 
 
 def test_tables() -> None:
-    assert [len(t) for t in TABLES] == [24577, 24577, 65, 256]
+    assert [len(t) for t in TABLES] == [24577, 24577, 129, 256]
     for table in (TABLES.logistic, TABLES.gaussian):
         assert table[0] == 0 and table[-1] == ONE and table[12288] == ONE // 2
         assert bool((table[1:] >= table[:-1]).all())
     assert TABLES.weight[0] == WEIGHT_ONE and TABLES.weight[-1] == 0
     for ours, again in zip(TABLES, make_tables(), strict=True):
         assert torch.equal(ours, again)
+
+
+@pytest.mark.parametrize("per_nat", [8, 16], ids=["as first released", "as made today"])
+def test_the_length_of_a_table_of_scales_says_its_steps(per_nat: int) -> None:
+    tables = TABLES._replace(inverse_scale=TABLES.inverse_scale[:: 16 // per_nat])
+    log_sigma = torch.linspace(-4, 6, 1001)
+    sigma = (1 / inverse_scale(tables, log_sigma)).log() + math.log(64)  # 1024 entries a unit, 16 steps a pixel level
+    wrong = (sigma - log_sigma.clamp(-3, 5)).abs()
+    assert 0.4 / per_nat < wrong.max() < 0.5 / per_nat + 2**-10
 
 
 def test_a_location_at_a_value_makes_it_the_likeliest() -> None:

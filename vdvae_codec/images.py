@@ -33,7 +33,7 @@ _FORMATS = {
 }  # fmt: skip
 SUFFIXES = frozenset(_FORMATS)  # of the lossless formats that can be written
 _OPTIONS: dict[str, dict[str, int]] = {
-    "PNG": {"compress_level": 6},
+    "PNG": {"compress_level": 4},
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
 _WEBP_SIDE = 16383  # the largest side that WebP can hold

@@ -56,13 +56,14 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model, calibrated on image batches (B, 3, H, W) in pixel levels.
 
     Activation grids cover the largest value seen; each output channel's weights get the finest power-of-two grid
-    that keeps its sums below 2^24. Within blocks, behind the first convolution, both are bytes: there inputs have no
-    outliers, and speed is decided. ``choose_latents`` sets the latents of both models.
+    that keeps its sums below 2^24. Between the first and the last convolution of a bottleneck, and in the second of a
+    pair, both are bytes: there inputs have no outliers, and speed is decided. ``choose_latents`` sets the latents of
+    both models.
     """
     ranges: dict[nn.Module, tuple[float, float]] = {}
     inner: dict[nn.Module, list[Tensor]] = {
         conv: [] for parent, name, conv in convolutions(model)
-        if isinstance(parent, (Bottleneck, Pair)) and name != "c1"
+        if isinstance(parent, (Bottleneck, Pair)) and name in ("c2", "c3")
     }
 
     def observe(conv: nn.Module, args: tuple[Tensor, ...]) -> None:

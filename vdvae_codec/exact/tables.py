@@ -19,7 +19,7 @@ from torch import Tensor
 from vdvae_codec.distributions import LOG_SIGMA_RANGE, Gaussian, JointMixture, Mixture, PixelMixture
 
 STEPS = 16  # locations are multiples of 1/16
-SCALES_PER_NAT = 8
+SCALES_PER_NAT = 16  # of tables that are made today; the first had 8
 TABLE_STEPS = 1024  # table entries per standard unit
 TABLE_REACH = 12  # standard units on each side
 ONE = 1 << 16  # a probability of 1 in the cdf tables
@@ -35,7 +35,8 @@ FLOOR = 16  # every value of 0..255 gets at least 2^-22 of the total, 2^-14 in a
 
 class Tables(NamedTuple):
     """logistic, gaussian: int32 (2 * 12288 + 1,) cdf * 2^16 at multiples of 1/1024 around the centre;
-    inverse_scale: float32 (65,) table entries per 1/16 step, 11 bits, for log sigma = -3, -3 + 1/8, ..., 5;
+    inverse_scale: float32 (129,) table entries per 1/16 step, 11 bits, for log sigma = -3, -3 + 1/16, ..., 5, or
+    (65,) in steps of 1/8;
     weight: int32 (256,) 2^10 exp(-n / 16)."""
 
     logistic: Tensor
@@ -89,13 +90,12 @@ class ByteMixture:
 
     def inside(self) -> np.ndarray:
         first, last = self._start, 256 - WINDOW - self._start
-        offsets = edge(torch.arange(-1, 16, device=first.device, dtype=torch.int32))[:, None]
+        offsets = edge(torch.arange(15, device=first.device, dtype=torch.int32))[:, None]
 
         def edges(part: slice) -> Tensor:
             position = offsets + (first[part] * STEPS)
-            position[0], position[16] = -FAR, FAR
-            position[1].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
-            position[15].masked_fill_(last[part] == 0, FAR)
+            position[0].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
+            position[14].masked_fill_(last[part] == 0, FAR)
             return position
 
         return self.frequencies(edges, 1, (first, last))
@@ -119,7 +119,8 @@ class ByteMixture:
         """Frequencies (N, 16) float32 of 16 bins between 17 edges: a slice of n -> (17, n) float32, in 1/16 of a step.
 
         Every value gets at least FLOOR / 2^10 of the components' weight, and no frequency is zero: a bin is ``width``
-        values wide, the first and the last as ``ends`` (N,) says.
+        values wide. With ``ends`` the first and the last are open and as wide as ``ends`` (N,) says: only the 15 edges
+        between are asked for.
         """
         reach, count = len(self.table) // 2, self.weight.shape[1]
         out = torch.empty(count, 16, device=self.weight.device)
@@ -127,14 +128,18 @@ class ByteMixture:
         for begin in range(0, count, chunk):
             part = slice(begin, begin + chunk)
             position = edges(part)
-            cdf = torch.zeros(position.shape, dtype=torch.int32, device=out.device)
+            cdf = torch.zeros(17, position.shape[1], dtype=torch.int32, device=out.device)
+            inner = cdf if ends is None else cdf[1:16]
             for location, inverse_scale, weight in zip(self.location, self.inverse_scale, self.weight):
                 # Both products are exact (13 bits times 11), so that it does not matter whether additions are fused.
                 centre = (reach + 0.5) - location[part] * inverse_scale[part]
                 index = torch.addcmul(centre, position, inverse_scale[part]).clamp_(0, 2 * reach).to(torch.int32)
-                cdf.addcmul_(gather(self.table, index), weight[part])
+                inner.addcmul_(gather(self.table, index), weight[part])
+            total = self.weight[:, part].sum(0, dtype=torch.int32)
+            if ends is not None:
+                cdf[0], cdf[16] = self.table[0] * total, self.table[-1] * total
             bins = cdf[1:] - cdf[:-1]
-            floor = self.weight[:, part].sum(0, dtype=torch.int32) * FLOOR // WEIGHT_ONE
+            floor = total * FLOOR // WEIGHT_ONE
             bins += floor * width
             if ends is not None:
                 for n, end in zip((0, -1), ends):
@@ -223,10 +228,12 @@ def on_grid(x: Tensor, per_unit: float) -> Tensor:
     return (x * per_unit).round() / per_unit
 
 
-def scale_index(log_sigma: Tensor) -> Tensor:
+def inverse_scale(tables: Tables, log_sigma: Tensor) -> Tensor:
+    """The table's nearest entry, in the shape of log_sigma."""
     low, high = LOG_SIGMA_RANGE
-    top = round((high - low) * SCALES_PER_NAT)
-    return ((log_sigma - low) * SCALES_PER_NAT).round().clamp(0, top).to(torch.int32)
+    top = len(tables.inverse_scale) - 1
+    index = ((log_sigma - low) * (top / (high - low))).round().clamp(0, top).to(torch.int32)
+    return gather(tables.inverse_scale, index)
 
 
 def quantise(p: Mixture) -> Mixture:
@@ -251,7 +258,7 @@ def pixel_distribution(
 
     def components(c: int, weight: Tensor) -> ByteMixture:
         location = (select(p.location(c, x)) * STEPS).round().clamp(-FURTHEST, FURTHEST)
-        scale = gather(tables.inverse_scale, scale_index(select(p.log_sigma[:, :, c])))
+        scale = inverse_scale(tables, select(p.log_sigma[:, :, c]))
         return ByteMixture(tables.logistic, location, scale, weight)
 
     joint = isinstance(p, JointMixture)
@@ -273,6 +280,6 @@ def latent_distribution(tables: Tables, p: Gaussian, exponent: int, alive: Tenso
         return t.index_select(1, alive).transpose(0, 1).reshape(1, -1)
 
     location = (select(p.mean) * 2.0**exponent * STEPS).round() + 128 * STEPS
-    scale = gather(tables.inverse_scale, scale_index(select(p.log_sigma) + exponent * math.log(2)))
+    scale = inverse_scale(tables, select(p.log_sigma) + exponent * math.log(2))
     weight = torch.full_like(scale, WEIGHT_ONE, dtype=torch.int32)
     return ByteMixture(tables.gaussian, location.clamp(-FURTHEST, FURTHEST), scale, weight).halves()
