@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,11 @@ device_option = click.option(
 
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads of a process; by default all cores.",
+)
+
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True,
+    help="Inputs that are worked on at once, in processes that share the cores; each takes its own memory.",
 )
 
 
@@ -130,8 +137,22 @@ def is_set(path: Path) -> bool:
         return is_archive(file.read(12))
 
 
-def each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
-    """Runs ``work`` on every input; errors are printed and the rest goes on; exits with 1 at the end if any failed."""
+def each(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int = 1) -> None:
+    """Runs ``work`` on every input; errors are printed and the rest goes on; exits with 1 at the end if any failed.
+
+    ``jobs`` inputs at once, in processes that are forked, and so before torch is imported.
+    """
+    jobs = min(jobs, len(inputs))
+    if jobs == 1 or STREAM in inputs or "fork" not in multiprocessing.get_all_start_methods():
+        failed = bool(failures(inputs, work))
+    else:
+        failed = in_processes(inputs, work, jobs)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
+    """Runs ``work`` on every input and prints the errors; returns their number."""
     failed = 0
     for path in inputs:
         try:
@@ -142,5 +163,49 @@ def each(inputs: tuple[Path, ...], work: Callable[[Path], None]) -> None:
         except click.ClickException as error:
             error.show()
             failed += 1
-    if failed:
-        raise click.exceptions.Exit(1)
+    return failed
+
+
+def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int) -> bool:
+    """Whether ``work`` failed on any of the inputs, of which each process takes the next one that none has taken."""
+    fork = multiprocessing.get_context("fork")
+    taken = fork.Value("l", 0)
+
+    def next_inputs() -> Iterator[Path]:
+        while True:
+            with taken.get_lock():
+                n, taken.value = taken.value, taken.value + 1
+            if n >= len(inputs):
+                return
+            yield inputs[n]
+
+    def job() -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+        try:
+            status = min(1, failures(next_inputs(), work))
+        except click.UsageError as error:
+            error.show()
+            status = error.exit_code
+        except KeyboardInterrupt:
+            status = 1
+        sys.exit(status)
+
+    processes = [fork.Process(target=job) for _ in range(jobs)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except BaseException:
+        for process in processes:  # a terminal's Ctrl-C has reached them already
+            process.join(3)
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+                process.join()
+        raise
+    for killed in (-process.exitcode for process in processes if process.exitcode and process.exitcode < 0):
+        click.echo(f"Error: a process was ended by signal {killed}; what it worked on was not written", err=True)
+    if any(process.exitcode == click.UsageError.exit_code for process in processes):
+        raise click.exceptions.Exit(click.UsageError.exit_code)
+    return any(process.exitcode for process in processes)

@@ -14,6 +14,7 @@ from vdvae_codec.cli.common import (
     collected,
     device_option,
     each,
+    jobs_option,
     one_line_errors,
     output_file,
     output_path,
@@ -34,6 +35,7 @@ SHOWN = 5  # names in a notice
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A shipped model's name, or a model's folder.")
 @device_option
 @threads_option
+@jobs_option
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
 @click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")
 @click.option("--segment", type=click.IntRange(1), default=10_000, show_default=True, metavar="IMAGES",
@@ -41,8 +43,8 @@ SHOWN = 5  # names in a notice
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
 def compress(
-    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, threads: int | None, no_verify: bool,
-    no_fallback: bool, segment: int, force: bool, as_json: bool,
+    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, threads: int | None, jobs: int,
+    no_verify: bool, no_fallback: bool, segment: int, force: bool, as_json: bool,
 ) -> None:
     """Compress images losslessly to .vdz files beside them; a folder becomes one archive with all its images.
 
@@ -117,4 +119,4 @@ def compress(
                 f"the .vdz has {report.output_bytes}", err=True,
             )
 
-    each(inputs, work)
+    each(inputs, work, jobs)

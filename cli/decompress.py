@@ -15,6 +15,7 @@ from vdvae_codec.cli.common import (
     device_option,
     each,
     is_set,
+    jobs_option,
     output_path,
     read_input,
     refuse_existing,
@@ -32,11 +33,12 @@ from vdvae_codec.cli.common import (
 @click.option("--model", help="Folder of the model, for files made with one that is not shipped.")
 @device_option
 @threads_option
+@jobs_option
 @click.option("--only", metavar="NAME", help="Of an archive, only the images of this name; * and ? are wildcards.")
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
 def decompress(
-    inputs: tuple[Path, ...], output: Path | None, model: str | None, device: str, threads: int | None,
+    inputs: tuple[Path, ...], output: Path | None, model: str | None, device: str, threads: int | None, jobs: int,
     only: str | None, force: bool, as_json: bool,
 ) -> None:
     """Decode .vdz files to images, bit for bit what was compressed: PNG unless the output's suffix says otherwise.
@@ -111,4 +113,4 @@ def decompress(
         else:
             click.echo(f"{path} -> {out}: {len(image)} bytes", err=out == STREAM)
 
-    each(inputs, work)
+    each(inputs, work, jobs)

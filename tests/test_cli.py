@@ -285,21 +285,40 @@ def test_wrong_usage_is_status_2(sources: list[Path], tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_ctrl_c_leaves_nothing(sources: list[Path], tmp_path: Path) -> None:
-    """The first input's line says that the second, which takes long, has begun."""
+def test_inputs_at_once_give_the_same_files(native: Path, sources: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "out").mkdir()
+    arguments = *sources[:2], tmp_path / "broken.png", *sources[2:], "-o", tmp_path / "out", "--no-fallback"
+    result = run("compress", *arguments, "--jobs", 3, "--json")
+    assert [str(tmp_path / "broken.png") in line for line in errors(result)] == [True]
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sorted(row["input"] for row in rows) == sorted(map(str, sources))
+    assert names(tmp_path / "out") == names(native)
+    for path in native.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(done("decompress", *native.iterdir(), "-o", tmp_path, "--jobs", 2)) == len(sources)
+    assert all(np.array_equal(pixels(tmp_path / source.name), pixels(source)) for source in sources)
+    wrong = run("compress", *sources, "-o", tmp_path / "one.vdz", "--jobs", 2)
+    assert wrong.returncode == 2 and b"must be an existing folder" in wrong.stderr
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_leaves_nothing(sources: list[Path], tmp_path: Path, jobs: int) -> None:
+    """The first input's line says that another, which takes long, has begun."""
     (tmp_path / "a.png").write_bytes(sources[3].read_bytes())
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
-    (tmp_path / "b.png").write_bytes(write_image(noise, {}, ".png"))
+    for name in ("b.png", "c.png"):
+        (tmp_path / name).write_bytes(write_image(noise, {}, ".png"))
     program = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
 from vdvae_codec.cli.main import main
 main()
 """
-    command = [sys.executable, "-c", program, "compress", str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    command = [sys.executable, "-c", program, "compress", *map(str, sorted(tmp_path.iterdir())), "--jobs", str(jobs)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and "a.vdz" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err.strip()) == (1, "", "Aborted!")
-    assert names(tmp_path) == ["a.png", "a.vdz", "b.png"]
+    assert names(tmp_path) == ["a.png", "a.vdz", "b.png", "c.png"]
