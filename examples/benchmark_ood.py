@@ -35,6 +35,7 @@ from scipy.io import loadmat
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from tqdm import tqdm
 
+from vdvae_codec.config import DEFAULT_MODEL
 from vdvae_codec.images import image_files, read_rgb
 from vdvae_codec.released import Released, find_folder, load_released
 from vdvae_codec.scoring.scores import FILE, Calibration, Scored, row
@@ -197,7 +198,7 @@ def main() -> None:
 @file_option("fashion", "fashion_mnist.npz")
 @file_option("cifar", "cifar10.npz")
 @file_option("photos", "Folder of whole photographs that no model was trained on.")
-@file_option("more", "Folder of the crops that photo was trained on.")
+@file_option("more", "Folder of the crops that the default model was trained on.")
 def prepare(
     out: Path, mnist: Path | None, fashion: Path | None, cifar: Path | None, photos: Path | None, more: Path | None
 ) -> None:
@@ -234,7 +235,7 @@ def prepare(
 @file_option("cifar", "cifar10.npz")
 @file_option("svhn", "test_32x32.mat, as it is published.")
 @file_option("photos", "Folder of whole photographs that no model was trained on.")
-@file_option("more", "Folder of the crops that photo was trained on.")
+@file_option("more", "Folder of the crops that the default model was trained on.")
 @file_option("textures", "Folder.")
 @file_option("screenshots", "Folder.")
 def pairs(
@@ -289,7 +290,7 @@ def pairs(
             "noise": noise(images[:100]), "blurred (sigma 2)": blurred(images, 2),
             "green and blue exchanged": exchanged(images),
         }
-        table(*shipped("photo"), ("crops of photographs", images), others)
+        table(*shipped(DEFAULT_MODEL), ("crops of photographs", images), others)
 
 
 def large(images: Images) -> Images:

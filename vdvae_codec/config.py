@@ -17,7 +17,7 @@ from vdvae_codec.errors import ConfigError
 
 T = TypeVar("T")
 
-DEFAULT_MODEL = "photo"
+DEFAULT_MODEL = "photo-3"
 
 
 @dataclass(frozen=True)
