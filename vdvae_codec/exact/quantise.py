@@ -17,12 +17,14 @@ from vdvae_codec.model.blocks import ACTIVATIONS, Bottleneck, Conv, Pair, Tanh
 from vdvae_codec.model.layers import Acts, LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 
-INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above zero
+INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above and below zero
 WEIGHT_LEVELS = 2**15 - 1
-BYTE_SAMPLES = 2**16  # inputs of a convolution and batch by which the grid of bytes is chosen
+SAMPLES = 2**15  # inputs of a convolution and batch by which its grid is chosen
 ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
+PIXEL_EXPONENT = 4  # predictors see pixels less 128, in sixteenths
 ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
+Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
 
 
 def exact_twin(model: VDVAE) -> VDVAE:
@@ -55,24 +57,24 @@ def prepare(model: VDVAE) -> None:
 def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model, calibrated on image batches (B, 3, H, W) in pixel levels.
 
-    Activation grids cover the largest value seen; each output channel's weights get the finest power-of-two grid
-    that keeps its sums below 2^24. Between the first and the last convolution of a bottleneck, and in the second of a
-    pair, both are bytes: there inputs have no outliers, and speed is decided. ``choose_latents`` sets the latents of
-    both models.
+    Activation grids round the values seen with the least error; each output channel's weights get the finest
+    power-of-two grid that keeps its sums below 2^24. Between the first and the last convolution of a bottleneck, and in
+    the second of a pair, both are bytes: there inputs have no outliers, and speed is decided. What predictors know is
+    pixels, which their grid holds as they are. ``choose_latents`` sets the latents of both models.
     """
     ranges: dict[nn.Module, tuple[float, float]] = {}
-    inner: dict[nn.Module, list[Tensor]] = {
-        conv: [] for parent, name, conv in convolutions(model)
+    seen: dict[nn.Module, list[Tensor]] = {conv: [torch.zeros(1)] for _, _, conv in convolutions(model)}
+    inner = {
+        conv for parent, name, conv in convolutions(model)
         if isinstance(parent, (Bottleneck, Pair)) and name in ("c2", "c3")
     }
 
     def observe(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(conv, Conv)
-        x = ACTIVATIONS[conv.act](args[0])
+        x = ACTIVATIONS[conv.act](args[0]).flatten()
         low, high = ranges.get(conv, (0.0, 0.0))
-        ranges[conv] = (min(low, float(x.min())), max(high, float(x.max())))
-        if conv in inner:
-            inner[conv].append(x.flatten()[:: -(-x.numel() // BYTE_SAMPLES)])
+        ranges[conv] = min(low, float(x.min())), max(high, float(x.max()))
+        seen[conv].append(x[:: -(-len(x) // SAMPLES)])
 
     choose_latents(model, batches)
     twin = exact_twin(model)
@@ -87,34 +89,47 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             continue
         conv = model.get_submodule(name)
         assert isinstance(conv, Conv)
-        levels = WEIGHT_LEVELS
+        levels = 127 if conv in inner else WEIGHT_LEVELS
         if conv in projections:
             grid = (int(projections[conv].grid_exponent), -128, 127)
-        elif inner.get(conv):
-            grid, levels = byte_grid(torch.cat(inner[conv])), 127
+        elif name.endswith(".predictor"):
+            grid = (PIXEL_EXPONENT, -128, 127)
         else:
-            low, high = ranges.get(conv, (0.0, 0.0))
-            exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
-            grid = (exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent))
+            x, (low, high) = torch.cat(seen[conv]), ranges.get(conv, (0.0, 0.0))
+            grid = byte_grid(x, low, high) if conv in inner else signed_grid(x, low, high)
         quantise_conv(conv, exact, *grid, levels)
     prepare(twin)
     return twin
 
 
-def byte_grid(x: Tensor) -> tuple[int, int, int]:
-    """Exponent, lowest and highest integer of the 256 steps that round values x (N,) with the least square error."""
-    low = min(float(x.min()), 0.0)
-    widest = math.floor(math.log2(255 / max(float(x.max()) - low, 1e-6)))
+def byte_grid(x: Tensor, low: float, high: float) -> Grid:
+    """The 256 steps that round x (N,), samples of values from ``low`` to ``high``, with the least square error."""
 
-    def grid(exponent: int) -> tuple[int, int, int]:
+    def grid(exponent: int) -> Grid:
         lowest = max(round(low * 2.0**exponent), -255)
         return exponent, lowest, lowest + 255
+
+    return best(grid, math.log2(255 / max(high - low, 1e-6)), x)
+
+
+def signed_grid(x: Tensor, low: float, high: float) -> Grid:
+    """At most ``INPUT_LEVELS`` steps on each side of zero, likewise."""
+
+    def grid(exponent: int) -> Grid:
+        lowest, highest = math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
+        return exponent, max(lowest, -INPUT_LEVELS), min(highest, INPUT_LEVELS)
+
+    return best(grid, math.log2(INPUT_LEVELS / max(high, -low, 1e-6)), x)
+
+
+def best(grid: Callable[[int], Grid], widest: float, x: Tensor) -> Grid:
+    """The grid with the least square error on x (N,) among the widest, which clips nothing, and five finer ones."""
 
     def error(exponent: int) -> float:
         _, lowest, highest = grid(exponent)
         return float(((x * 2.0**exponent).round().clamp(lowest, highest) * 2.0**-exponent - x).square().mean())
 
-    return grid(min(range(widest, widest + 6), key=error))
+    return grid(min(range(math.floor(widest), math.floor(widest) + 6), key=error))
 
 
 def quantise_conv(
