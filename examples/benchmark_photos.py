@@ -146,12 +146,17 @@ def run_classical(path: Path, codec: str) -> Row:
     return row_of(path, codec, size, encoded - begun, time.perf_counter() - encoded, same)
 
 
+def ours(model: str) -> str:
+    """The name of a model's rows."""
+    return f"{OURS} {model}"
+
+
 def run_ours(
     paths: list[Path], work: Path, model: str, device: str, bar: tqdm[Any]
 ) -> tuple[list[Row], dict[str, Process]]:
-    """All images in four fresh processes, the first of ``paths`` to warm up: rows, and what the processes took."""
+    """All images by one model in four fresh processes, the first of ``paths`` to warm up: rows, and what each took."""
     for name in ("files", "verified", "decoded"):
-        (work / name).mkdir()
+        (work / name).mkdir(parents=True)
     files = [work / "files" / f"{p.stem}.vdz" for p in paths]
     on = ("--model", model, "--device", device)
     compress = run_codec("compress", paths, "-o", work / "files", "--no-fallback", "--no-verify", *on, bar=bar)
@@ -165,12 +170,15 @@ def run_ours(
             raise click.ClickException(f"{path.stem}: two processes wrote different files")
         mode = "L" if made["channels"] == 1 else "RGB"
         same = np.array_equal(pixels_of(work / "decoded" / path.name, mode), pixels_of(path, mode))
-        row = row_of(path, OURS, file.stat().st_size, made["seconds"], back["seconds"], same)
+        row = row_of(path, ours(model), file.stat().st_size, made["seconds"], back["seconds"], same)
         row |= {"verified_encode_seconds": checked["seconds"], "initial_bytes": made["initial_bits"] / 8}
         row |= {"header_bytes": made["output_bytes"] - made["payload_bytes"]}
         rows.append(row | {key: rates[key] for key in ("elbo_bpd", "net_bpd", "file_bpd")})
     return rows, {
-        "compress --no-verify": compress, "compress": verified, "decompress": decompress, "info --rates": info,
+        f"{name} --model {model}": process for name, process in (
+            ("compress --no-verify", compress), ("compress", verified), ("decompress", decompress),
+            ("info --rates", info),
+        )
     }
 
 
@@ -192,26 +200,27 @@ def per_megapixel(rows: list[Row], key: str) -> float:
 
 def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], setting: str) -> str:
     """The tables in Markdown."""
-    ours = by_codec[OURS]
+    models = {codec: rows for codec, rows in by_codec.items() if codec.startswith(OURS)}
     codecs = markdown(
         ["codec", "bytes", "bits per dim", "encode s/MPx", "decode s/MPx"],
         ([codec, f"{total(rows, 'bytes'):.0f}", f"{mean(rows, 'bpd'):.4f}",
           f"{per_megapixel(rows, 'encode_seconds'):.2f}", f"{per_megapixel(rows, 'decode_seconds'):.2f}"]
          for codec, rows in by_codec.items()),
     )
-    shares = (100 * total(ours, key) / total(ours, "bytes") for key in ("initial_bytes", "header_bytes"))
     rates = markdown(
-        [OURS, "exact ELBO", "net", "file", "initial bits", "header", "encode with verification"],
-        [["bits per dim", *(f"{mean(ours, key):.4f}" for key in ("elbo_bpd", "net_bpd", "file_bpd")),
-          *(f"{share:.2f} % of the files" for share in shares),
-          f"{per_megapixel(ours, 'verified_encode_seconds'):.2f} s/MPx"]],
+        ["bits per dim", "exact ELBO", "net", "file", "initial bits", "header", "encode with verification"],
+        ([codec, *(f"{mean(rows, key):.4f}" for key in ("elbo_bpd", "net_bpd", "file_bpd")),
+          *(f"{100 * total(rows, key) / total(rows, 'bytes'):.2f} % of the files"
+            for key in ("initial_bytes", "header_bytes")),
+          f"{per_megapixel(rows, 'verified_encode_seconds'):.2f} s/MPx"] for codec, rows in models.items()),
     )
     whole = markdown(
         ["whole process", "wall s", "peak MiB"],
         ([f"`{OURS} {name}`", f"{p.seconds:.1f}", f"{p.peak_bytes / 2**20:.0f}"] for name, p in processes.items()),
     )
+    images = next(iter(models.values()))
     return (
-        f"{setting}\n\n{len(ours)} images, {megapixels(ours):.2f} megapixels, all pixels compared.\n"
+        f"{setting}\n\n{len(images)} images, {megapixels(images):.2f} megapixels, all pixels compared.\n"
         "Bits per dim: the mean of each image's own. Seconds per megapixel: all seconds by all megapixels.\n\n"
         f"{codecs}\n{rates}\n{whole}"
     )
@@ -226,7 +235,7 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for codec, rows in by_codec.items():
         point = per_megapixel(rows, "encode_seconds"), mean(rows, "bpd")
-        axes.scatter(*point, color="tab:red" if codec == OURS else "tab:blue")
+        axes.scatter(*point, color="tab:red" if codec.startswith(OURS) else "tab:blue")
         axes.annotate(codec, point, xytext=(0, 7), textcoords="offset points", ha="center")
     axes.set(xscale="log", xlabel="encode seconds per megapixel", ylabel="bits per dim")
     axes.margins(0.2, 0.12)
@@ -243,10 +252,11 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True,
               help=f"Of {OURS} and JPEG XL; PNG and WebP have one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help=f"Of {OURS}.")
+@click.option("--model", "models", multiple=True, default=[DEFAULT_MODEL], show_default=True, help=f"Of {OURS}.")
 @click.option("--without", multiple=True, type=click.Choice(list(CLASSICAL)), help="A codec that is left out.")
 def main(
-    folder: Path, limit: int | None, out: Path, threads: int, device: str, model: str, without: tuple[str, ...]
+    folder: Path, limit: int | None, out: Path, threads: int, device: str, models: tuple[str, ...],
+    without: tuple[str, ...],
 ) -> None:
     """Compare codecs on the images of FOLDER."""
     from pillow_jxl import JpegXLImagePlugin
@@ -257,15 +267,18 @@ def main(
             options["num_threads"] = threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes inherit it
     classical = [codec for codec in CLASSICAL if codec not in without]
-    setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} {model} on {device}"
+    setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} on {device}"
     with tempfile.TemporaryDirectory() as temp:
         paths = save_plain(folder, limit, Path(temp))
-        with tqdm(total=len(classical) * (len(paths) - 1) + 4 * len(paths), unit="coding") as bar:
+        with tqdm(total=len(classical) * (len(paths) - 1) + 4 * len(models) * len(paths), unit="coding") as bar:
             by_codec: dict[str, list[Row]] = {codec: [] for codec in classical}
             for codec, path in itertools.product(classical, paths[1:]):
                 by_codec[codec].append(run_classical(path, codec))
                 bar.update()
-            by_codec[OURS], processes = run_ours(paths, Path(temp), model, device, bar)
+            processes: dict[str, Process] = {}
+            for n, model in enumerate(models):
+                by_codec[ours(model)], its = run_ours(paths, Path(temp, str(n)), model, device, bar)
+                processes |= its
     text = report(by_codec, processes, setting)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text)
