@@ -11,7 +11,7 @@ from vdvae_codec.cli.common import one_line_errors, threads_option, use_threads
 from vdvae_codec.config import DEFAULT_MODEL
 
 
-@click.command(epilog="Example: vdvae-codec train --model photo --data photos/ --out run --minutes 60")
+@click.command(epilog="Example: vdvae-codec train --model photo-3 --data photos/ --out run --minutes 60")
 @click.option("--model", help="Architecture and recipe: a shipped model, a folder, or a .toml file; by default the "
                               f"run's own with --resume, the checkpoint's with --init, else {DEFAULT_MODEL}.")
 @click.option("--data", required=True, type=click.Path(path_type=Path),
