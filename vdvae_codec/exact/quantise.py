@@ -14,7 +14,7 @@ from vdvae_codec.distributions import Gaussian, gaussian_kl
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 from vdvae_codec.exact.functions import ExactTanh
 from vdvae_codec.model.blocks import ACTIVATIONS, Bottleneck, Conv, Pair, Tanh
-from vdvae_codec.model.layers import Acts, LatentLayer
+from vdvae_codec.model.layers import PIXEL_EXPONENT, Acts, LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
 
 INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above and below zero
@@ -22,7 +22,6 @@ WEIGHT_LEVELS = 2**15 - 1
 SAMPLES = 2**15  # inputs of a convolution and batch by which its grid is chosen
 ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
-PIXEL_EXPONENT = 4  # predictors see pixels less 128, in sixteenths
 ALIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
 Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
 

@@ -19,6 +19,7 @@ from vdvae_codec.config import StageConfig
 from vdvae_codec.distributions import LOG_SIGMA_RANGE, Gaussian, JointMixture, Mixture, PixelMixture
 from vdvae_codec.model.blocks import HARDSWISH, Bottleneck, Conv, residual, upsample
 
+PIXEL_EXPONENT = 4  # predictors take pixels less 128 in sixteenths, which slows their learning
 Offset = tuple[int, int]
 Acts = dict[int, Tensor]
 
@@ -140,7 +141,7 @@ class PixelLayer(Layer):
                 self.head.weight[logits:scales].mul_(self.FREE_GAIN / self.stride)
             else:
                 start = nearest_average(self.stride, offset, context, kernel)
-                self.predictor.weight.copy_(16 * start.repeat(bases, 1, 1, 1))
+                self.predictor.weight.copy_(2**PIXEL_EXPONENT * start.repeat(bases, 1, 1, 1))
 
     def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
         """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
@@ -152,7 +153,7 @@ class PixelLayer(Layer):
         precision."""
         assert self.predictor is not None
         with torch.autocast(known.device.type, enabled=False):
-            bases = self.predictor((known - 128) * 2.0**-4) + 128  # the scale slows its learning
+            bases = self.predictor((known - 128) * 2.0**-PIXEL_EXPONENT) + 128
             split: Tensor = bases.view(len(bases), -1, 3, *bases.shape[2:])
             return split
 
