@@ -1,1 +1,1 @@
-"""The command line: one module a command, thin over ``vdvae_codec.api``; torch is imported when a command runs."""
+"""The command line: one module a command, which parses and prints; torch is imported when a command runs."""

@@ -5,26 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vdvae_codec.cli.common import (
-    STREAM,
-    collected,
-    device_option,
-    each,
-    jobs_option,
-    one_line_errors,
-    output_file,
-    output_path,
-    read_input,
-    refuse_existing,
-    threads_option,
-    use_threads,
-    write_output,
-)
-from vdvae_codec.config import DEFAULT_MODEL
+from .files import STREAM, collected, each, output_file, output_path, read_input, refuse_existing, say
+from .options import device_option, force_option, jobs_option, json_option, model_option, threads_option
+
+if TYPE_CHECKING:
+    from vdvae_codec.codec.archive import Folder
+    from vdvae_codec.images.files import Picture
 
 SHOWN = 5  # names in a notice
 
@@ -32,19 +24,19 @@ SHOWN = 5  # names in a notice
 @click.command(epilog="Example: vdvae-codec compress *.png -o archive/, or vdvae-codec compress photos/ -o photos.vdz")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="File, existing folder, or -.")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A shipped model's name, or a model's folder.")
-@device_option
-@threads_option
-@jobs_option
+@model_option()
+@device_option()
+@threads_option()
+@jobs_option()
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
 @click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")
 @click.option("--segment", type=click.IntRange(1), default=10_000, show_default=True, metavar="IMAGES",
-              help="Of a folder's archive: what one damaged byte can cost at most, and what is decoded at once.")
-@click.option("--force", is_flag=True, help="Overwrite existing outputs.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
+              help="Most images of a folder's archive that one damaged byte costs, and that are decoded at once.")
+@force_option()
+@json_option()
 def compress(
-    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, threads: int | None, jobs: int,
-    no_verify: bool, no_fallback: bool, segment: int, force: bool, as_json: bool,
+    inputs: tuple[Path, ...], output: Path | None, model: str, device: str, jobs: int, no_verify: bool,
+    no_fallback: bool, segment: int, force: bool, as_json: bool,
 ) -> None:
     """Compress images losslessly to .vdz files beside them; a folder becomes one archive with all its images.
 
@@ -53,70 +45,62 @@ def compress(
     """
 
     def work(path: Path) -> None:
-        if path.is_dir():
-            folder_work(path)
-        else:
-            file_work(path)
-
-    def folder_work(folder: Path) -> None:
-        given = output is not None and not output.is_dir()
-        out = output if given and output is not None else (output or folder.parent) / (folder.resolve().name + ".vdz")
-        if out == STREAM:
-            raise click.UsageError("an archive is written to a file, not to stdout")
+        out = output_path(path, output, ".vdz", len(inputs) > 1)
         refuse_existing(out, force)
-        from vdvae_codec.sets import folder_sources, write_archive
+        failed, fail = collected()
+        pictures = folder_pictures(path, fail) if path.is_dir() else one_picture(path)
+        from vdvae_codec.codec.archive import write
 
-        use_threads(threads)
         begun = time.perf_counter()
-        failed, skip = collected()
-        sources, others = folder_sources(folder, skip)
-        if others:
-            shown = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
-            click.echo(f"notice: {len(others)} files are no images and not in the archive: {shown}", err=True)
-        with one_line_errors(folder), output_file(out, force) as file:
-            report = write_archive(
-                sources, file, model, device, segment=segment, verify=not no_verify, total=len(sources), failed=skip
+        with output_file(out, force) as file:
+            report = write(
+                pictures, file, model, device, segment=segment, fallback=not no_fallback, verify=not no_verify,
+                total=len(pictures) if path.is_dir() else None,
             )
-        seconds = time.perf_counter() - begun
-        if as_json:
-            row = {"input": str(folder), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
-            click.echo(json.dumps(row | {"failed": len(failed), "seconds": round(seconds, 3)}))
-        else:
-            share = 100 * report.file_bytes / max(1, report.input_bytes)
-            click.echo(
-                f"{folder} -> {out}: {report.images} images, {report.input_bytes} -> {report.file_bytes} bytes "
-                f"({share:.1f} %), {report.bpd:.3f} bits per dim, {seconds:.1f} s"
-            )
+        row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
+        row |= {"seconds": round(time.perf_counter() - begun, 3)} | ({"failed": len(failed)} if path.is_dir() else {})
+        say(json.dumps(row) if as_json else text(row, path.is_dir()), err=out == STREAM)
+        if isinstance(pictures, list):
+            notice_growth(path, pictures[0].data, report.output_bytes)
         if failed:
             raise click.ClickException(f"{len(failed)} files could not be read and are not in the archive")
 
-    def file_work(path: Path) -> None:
-        out = output_path(path, output, ".vdz", len(inputs) > 1)
-        refuse_existing(out, force)
-        data = read_input(path)
-        from vdvae_codec import api
-
-        use_threads(threads)
-        begun = time.perf_counter()
-        result, report = api.compress(
-            data, str(path), model, device, verify=not no_verify, fallback=not no_fallback
-        )
-        seconds = time.perf_counter() - begun
-        write_output(out, result, force)
-        to_stderr = out == STREAM
-        if as_json:
-            row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
-            click.echo(json.dumps(row | {"seconds": round(seconds, 3)}), err=to_stderr)
-        else:
-            share = 100 * report.output_bytes / report.input_bytes
-            click.echo(
-                f"{path} -> {out}: {report.input_bytes} -> {report.output_bytes} bytes ({share:.1f} %), "
-                f"{report.bpd:.3f} bits per dim, {seconds:.1f} s", err=to_stderr,
-            )
-        if report.input_format == "JPEG" and report.output_bytes > report.input_bytes:
-            click.echo(
-                f"notice: {path} is a JPEG: its {report.input_bytes} bytes hold these pixels already; "
-                f"the .vdz has {report.output_bytes}", err=True,
-            )
-
     each(inputs, work, jobs)
+
+
+def one_picture(path: Path) -> list[Picture]:
+    """The image of a file or of stdin, without a name and a time."""
+    from vdvae_codec.images.files import read_picture
+
+    return [dataclasses.replace(read_picture(read_input(path), str(path)), name="")]
+
+
+def folder_pictures(path: Path, fail: Callable[[str], None]) -> Folder:
+    """The images of a folder; a notice says what else is there."""
+    from vdvae_codec.codec.archive import Folder
+
+    folder = Folder(path, fail)
+    if folder.others:
+        names = ", ".join(folder.others[:SHOWN]) + ", ..." * (len(folder.others) > SHOWN)
+        say(f"notice: {len(folder.others)} files are no images and not in the archive: {names}", err=True)
+    return folder
+
+
+def text(row: dict[str, Any], many: bool) -> str:
+    """A row of JSON as a line for people."""
+    share = 100 * row["output_bytes"] / max(1, row["input_bytes"])
+    images = f"{row['images']} images, " if many else ""
+    return (
+        f"{row['input']} -> {row['output']}: {images}{row['input_bytes']} -> {row['output_bytes']} bytes "
+        f"({share:.1f} %), {row['bpd']:.3f} bits per dim, {row['seconds']:.1f} s"
+    )
+
+
+def notice_growth(path: Path, data: bytes, size: int) -> None:
+    """Says that a JPEG, whose pixels were paid for once already, has become larger."""
+    from vdvae_codec.images.classical import is_jpeg
+
+    if is_jpeg(data) and size > len(data):
+        say(
+            f"notice: {path} is a JPEG: its {len(data)} bytes hold these pixels already; the .vdz has {size}", err=True
+        )

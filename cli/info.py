@@ -4,60 +4,77 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from vdvae_codec.cli.common import device_option, each, is_set, read_input
-from vdvae_codec.errors import VdvaeCodecError
+from .files import collected, each, open_input, say
+from .options import decoder_model_option, device_option, json_option
+
+if TYPE_CHECKING:
+    from vdvae_codec.format.vdz import Entry
 
 
 @click.command(epilog="Example: vdvae-codec info photo.vdz --rates")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--rates", is_flag=True, help="Decode, and itemise what the bits were spent on: ELBO, net bits, file.")
-@click.option("--model", help="Folder of the model, for files made with one that is not shipped.")
-@device_option
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON per input instead of text.")
+@decoder_model_option()
+@device_option()
+@json_option()
 def info(inputs: tuple[Path, ...], rates: bool, model: str | None, device: str, as_json: bool) -> None:
-    """Show what a .vdz holds: sizes, model, groups, and with --rates the itemised bits. Of an archive: its images."""
-
-    def set_work(path: Path) -> None:
-        from vdvae_codec.sets import list_archive
-
-        damaged = 0
-        with path.open("rb") as file:
-            for found, entries in list_archive(file):
-                if isinstance(entries, VdvaeCodecError):
-                    click.echo(f"Error: {path}: {found} are lost: {entries}", err=True)
-                    damaged += 1
-                    continue
-                for e in entries:
-                    height, width, channels = e.shape or (None, None, None)
-                    row = {"name": e.name, "modified": e.modified, "width": width, "height": height}
-                    row |= {"channels": channels, "stored_bytes": e.file_bytes}
-                    size = f"{e.file_bytes} bytes as a file" if e.shape is None else f"{width}x{height}x{channels}"
-                    click.echo(json.dumps({"input": str(path), **row}) if as_json else f"{size:>24}  {e.name}")
-        if damaged:
-            raise click.ClickException(f"{path}: {damaged} segments are damaged")
+    """Show what a .vdz holds: sizes, models, groups, and with --rates the itemised bits. Of an archive: its images."""
 
     def work(path: Path) -> None:
-        if is_set(path):
-            if rates:
-                raise click.UsageError(f"{path}: is an archive; --rates is for single images")
-            return set_work(path)
-        from vdvae_codec import api
+        with open_input(path) as file:
+            row, lost = describe(path, file)
+            if rates and not lost:
+                from vdvae_codec.codec import inspect
 
-        data = read_input(path)
-        row = {"input": str(path), **api.info(data)}
-        if rates:
-            row |= api.rates(data, model, device)
+                row |= inspect.rates(file, model, device)
         if as_json:
-            click.echo(json.dumps(row))
-            return
-        for key, value in row.items():
-            if isinstance(value, float):
-                value = f"{value:.5f}"
-            if isinstance(value, list):
-                value = " ".join(f"{v:.5f}" if isinstance(v, float) else str(v) for v in value)
-            click.echo(f"{key:>16}  {value}")
+            click.echo(json.dumps({"input": str(path), **row}))
+        else:
+            show({"input": str(path), **row})
+        if lost:
+            raise click.ClickException(f"{path}: damaged; what can be read of it is listed")
 
     each(inputs, work)
+
+
+def describe(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bool]:
+    """What is known of a .vdz, of an archive also its images in ``entries``; and whether some of it is lost."""
+    from vdvae_codec.codec import inspect
+    from vdvae_codec.codec.archive import Archive
+    from vdvae_codec.codec.restore import is_single, whole_segments
+
+    archive = Archive(file)
+    if is_single(archive):
+        return inspect.info(file), False
+    lost, lose = collected()
+    segments = whole_segments(archive, lost=lambda line: lose(f"{path}: {line}"))
+    entries = [entry_row(entry) for segment in segments for entry in segment.entries]
+    return {**({} if lost else inspect.info(file)), "entries": entries}, bool(lost)
+
+
+def entry_row(entry: Entry) -> dict[str, Any]:
+    row = {"name": entry.name, "modified": entry.modified, "width": entry.width, "height": entry.height}
+    return {**row, "channels": entry.channels or None, "stored_bytes": entry.file_bytes, "suffix": entry.suffix or None}
+
+
+def show(row: dict[str, Any]) -> None:
+    """Prints a row of JSON for people, the images of an archive last."""
+    for key, value in row.items():
+        if key != "entries":
+            say(f"{key:>16}  {words(value) or '-'}")
+    for entry in row.get("entries", []):
+        size = f"{entry['width']}x{entry['height']}"
+        size += f"x{entry['channels']}" if entry["channels"] else f" {entry['suffix']} of {entry['stored_bytes']} bytes"
+        say(f"{size:>32}  {entry['name']}")
+
+
+def words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {words(own)}" for key, own in value.items())
+    return " ".join(map(words, value)) if isinstance(value, list) else str(value)

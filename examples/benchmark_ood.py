@@ -35,11 +35,12 @@ from scipy.io import loadmat
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from tqdm import tqdm
 
-from vdvae_codec.config import DEFAULT_MODEL
-from vdvae_codec.images import image_files, read_rgb
-from vdvae_codec.released import Released, find_folder, load_released
-from vdvae_codec.scoring.scores import FILE, Calibration, Scored, row
-from vdvae_codec.scoring.stream import score_arrays
+from vdvae_codec import DEFAULT_MODEL
+from vdvae_codec.codec.store import Released, load_released
+from vdvae_codec.images.files import image_files, read_rgb
+from vdvae_codec.scoring.calibration import Calibration
+from vdvae_codec.scoring.score import find_calibration, score_arrays
+from vdvae_codec.scoring.scores import Scored, row
 from vdvae_codec.training.data import split_by_image
 from vdvae_codec.training.sources import open_images
 
@@ -174,14 +175,14 @@ def rates(belongs: np.ndarray, others: np.ndarray) -> tuple[float, float, float]
 
 
 def table(released: Released, calibration: Calibration, belong: tuple[str, Images], sets: dict[str, Images]) -> None:
-    inside = columns(released, score(released, belong[1], belong[0]), calibration)
+    ours = columns(released, score(released, belong[1], belong[0]), calibration)
     rows = []
     for name, images in sets.items():
-        outside = columns(released, score(released, images, name), calibration)
-        cells = (rates(inside[key], outside[key]) for key in inside)
-        rows.append((f"{name} ({len(images)})", *(" / ".join(f"{v:.3f}" for v in cell) for cell in cells)))
+        theirs = columns(released, score(released, images, name), calibration)
+        found = (rates(ours[key], theirs[key]) for key in ours)
+        rows.append((f"{name} ({len(images)})", *(" / ".join(f"{v:.3f}" for v in three) for three in found)))
     print(f"\n`{released.name}`, calibrated on {len(calibration.bpd)} images; {len(belong[1])} {belong[0]} against\n")
-    print(markdown(("AUROC / AUPRC / FPR80", *inside), rows), flush=True)
+    print(markdown(("AUROC / AUPRC / FPR80", *ours), rows), flush=True)
 
 
 # --- commands ---
@@ -246,8 +247,11 @@ def pairs(
     print(hardware())
 
     def shipped(name: str) -> tuple[Released, Calibration]:
-        released = load_released(name, "auto")
-        return released, Calibration.load(find_folder(name, FILE) / FILE, released.digest.hex(), 1)
+        released = load_released(name)
+        calibration = find_calibration(released, 1)
+        if calibration is None:
+            raise click.ClickException(f"{name} has no calibration")
+        return released, calibration
 
     if mnist is not None and fashion is not None:
         digits, clothes = (some(array(npz, "x_test"), limit) for npz in (mnist, fashion))

@@ -5,8 +5,9 @@
 All codecs start from the same 8-bit pixels without metadata, and every file is decoded and compared. vdvae-codec runs
 as fresh processes of the command line: one compresses all images, another decompresses all of the files. A tiny image
 goes first in each of them, so that the times of the others are without the start of Python and the model's loading;
-they are with reading and writing PNG. One row shows what JPEG XL gives on what vdvae-codec's model codes: not the
-pixels, where a conversion to RGB is undone (``vdvae_codec.colours``). Needs ``pip install vdvae-codec[bench]``.
+they are with reading and writing PNG. One row shows what JPEG XL gives on what vdvae-codec's model codes in the place
+of pixels (``vdvae_codec.transforms``, without the chroma mask, which JPEG XL has no use for). Needs
+``pip install vdvae-codec[bench]``.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vdvae_codec import colours
-from vdvae_codec.config import DEFAULT_MODEL
-from vdvae_codec.images import image_files
+from vdvae_codec import DEFAULT_MODEL, transforms
+from vdvae_codec.images.files import image_files
 
 OURS = "vdvae-codec"
 CLASSICAL: dict[str, dict[str, Any]] = {
@@ -43,9 +43,9 @@ CLASSICAL: dict[str, dict[str, Any]] = {
     "WebP lossless m6": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
     "JPEG XL e7": {"format": "JXL", "lossless": True, "effort": 7},
     "JPEG XL e9": {"format": "JXL", "lossless": True, "effort": 9},
-    "JPEG XL e9 on our steps": {"format": "JXL", "lossless": True, "effort": 9},
+    "JPEG XL e9 on our YCC": {"format": "JXL", "lossless": True, "effort": 9},
 }
-ON_STEPS = "JPEG XL e9 on our steps"
+ON_YCC = "JPEG XL e9 on our YCC"
 Row = dict[str, Any]
 
 
@@ -134,15 +134,15 @@ def run_classical(path: Path, codec: str) -> Row:
     """Codes in memory, from decoded pixels to decoded pixels."""
     with Image.open(path) as image:
         pixels, mode = np.asarray(image), image.mode
-    out, begun, how = BytesIO(), time.perf_counter(), b""
+    out, begun, side_info = BytesIO(), time.perf_counter(), b""
     coded = pixels
-    if codec == ON_STEPS and mode == "RGB":
-        coded, how = colours.undo(pixels)
+    if codec == ON_YCC and mode == "RGB":
+        coded, side_info, _ = transforms.forward(pixels, masked=False)
     Image.fromarray(coded).save(out, **CLASSICAL[codec])
     encoded = time.perf_counter()
     decoded = pixels_of(out, mode)
-    same = np.array_equal(colours.redo(decoded, how), pixels)
-    size = out.tell() + len(zlib.compress(how, 9)) * bool(how)
+    same = np.array_equal(transforms.inverse(decoded, side_info), pixels)
+    size = out.tell() + len(zlib.compress(side_info, 9)) * bool(side_info)
     return row_of(path, codec, size, encoded - begun, time.perf_counter() - encoded, same)
 
 
@@ -168,11 +168,11 @@ def run_ours(
     for path, file, made, checked, back, rates in itertools.islice(parts, 1, None):
         if file.read_bytes() != (work / "verified" / file.name).read_bytes():
             raise click.ClickException(f"{path.stem}: two processes wrote different files")
-        mode = "L" if made["channels"] == 1 else "RGB"
+        mode = "L" if size_of(path)["channels"] == 1 else "RGB"
         same = np.array_equal(pixels_of(work / "decoded" / path.name, mode), pixels_of(path, mode))
         row = row_of(path, ours(model), file.stat().st_size, made["seconds"], back["seconds"], same)
         row |= {"verified_encode_seconds": checked["seconds"], "initial_bytes": made["initial_bits"] / 8}
-        row |= {"header_bytes": made["output_bytes"] - made["payload_bytes"]}
+        row |= {"table_bytes": made["table_bytes"]}
         rows.append(row | {key: rates[key] for key in ("elbo_bpd", "net_bpd", "file_bpd")})
     return rows, {
         f"{name} --model {model}": process for name, process in (
@@ -208,10 +208,10 @@ def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], settin
          for codec, rows in by_codec.items()),
     )
     rates = markdown(
-        ["bits per dim", "exact ELBO", "net", "file", "initial bits", "header", "encode with verification"],
+        ["bits per dim", "exact ELBO", "net", "file", "initial bits", "table", "encode with verification"],
         ([codec, *(f"{mean(rows, key):.4f}" for key in ("elbo_bpd", "net_bpd", "file_bpd")),
           *(f"{100 * total(rows, key) / total(rows, 'bytes'):.2f} % of the files"
-            for key in ("initial_bytes", "header_bytes")),
+            for key in ("initial_bytes", "table_bytes")),
           f"{per_megapixel(rows, 'verified_encode_seconds'):.2f} s/MPx"] for codec, rows in models.items()),
     )
     whole = markdown(

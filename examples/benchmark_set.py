@@ -1,6 +1,6 @@
 """Archives of small images: rates against the model's ELBO and other formats, what the first image borrows, scaling.
 
-    python examples/benchmark_set.py rates cifar10.npz:x_test --model cifar10-small --float checkpoints/cifar10-small
+    python examples/benchmark_set.py rates cifar10.npz:x_test --model cifar10-small --float runs/cifar10
     python examples/benchmark_set.py scaling cifar10.npz:x_train --model cifar10-small --counts 1000,10000,100000
 
 The images are written as PNG files, one fresh process makes an archive of their folder, another one restores it, and
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,17 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from benchmark_photos import CLASSICAL, Process, hardware, markdown, run_codec
+from benchmark_photos import CLASSICAL, ON_YCC, Process, hardware, markdown, run_codec
 from PIL import Image
 from tqdm import tqdm
 
-from vdvae_codec import tiles
-from vdvae_codec.checkpoint import find_checkpoint
-from vdvae_codec.export import load_float
-from vdvae_codec.hierarchy import exact_elbo
-from vdvae_codec.images import read_rgb
-from vdvae_codec.model.layers import LatentLayer
-from vdvae_codec.model.vdvae import elbo
-from vdvae_codec.released import Released, load_released
-from vdvae_codec.tiles import runs_of, tensor_of, tile_of
-from vdvae_codec.training.trainer import stack_terms
+from vdvae_codec.codec import tiles
+from vdvae_codec.codec.store import Released, load_released
+from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.exact.arithmetic import plain
+from vdvae_codec.images.files import read_rgb
+from vdvae_codec.training.checkpoint import find_checkpoint, load_float
+from vdvae_codec.training.export import float_elbo_bpd
 
 BATCH = 200  # images
 
@@ -58,9 +55,10 @@ def there_and_back(images: np.ndarray, work: Path, model: str, verify: bool) -> 
     """
     write_folder(images, work / "images")
     archive, on = work / "set.vdz", ("--model", model, "--device", "cpu")
-    processes = {"compress --no-verify": run_codec("compress", [work / "images"], "-o", archive, "--no-verify", *on)}
+    coding = ("compress", [work / "images"], "--no-fallback", *on, "-o")
+    processes = {"compress --no-verify": run_codec(*coding, archive, "--no-verify")}
     if verify:
-        processes["compress"] = run_codec("compress", [work / "images"], "-o", work / "checked.vdz", *on)
+        processes["compress"] = run_codec(*coding, work / "checked.vdz")
         if archive.read_bytes() != (work / "checked.vdz").read_bytes():
             raise click.ClickException("two processes wrote different archives")
     processes["decompress"] = run_codec("decompress", [archive], "-o", work / "restored", *on)
@@ -70,45 +68,28 @@ def there_and_back(images: np.ndarray, work: Path, model: str, verify: bool) -> 
     return processes, archive
 
 
-def mean_bpd(images: np.ndarray, released: Released, bits: Callable[[torch.Tensor], float], name: str) -> float:
-    """Bits per dim of a set, by ``bits`` of batches (B, 3, H, W) in pixel levels."""
-    total, box = 0.0, (0, 0, *images.shape[1:3])
+def groups(images: np.ndarray, released: Released, name: str) -> Iterator[tuple[torch.Tensor, Group]]:
+    """Batches (B, 3, H, W) of images whose sides are multiples of the model's largest stride."""
     for start in tqdm(range(0, len(images), BATCH), desc=name):
         batch = images[start : start + BATCH]
-        places = [(n, box) for n in range(len(batch))]
-        total += bits(tensor_of(batch, places, tile_of(shape(batch[0]), released.config), released.device)[0])
-    return total / images.size
+        (run,) = tiles.runs_of([tiles.shape_of(image) for image in batch], released.config)
+        x, group = tiles.tensor_of(batch, run.places, run, [None] * len(batch), released.device)
+        assert group.whole, "sides must be multiples of the model's largest stride"
+        yield x, group
 
 
-def shape(image: np.ndarray) -> tuple[int, int, int]:
-    return image.shape[0], image.shape[1], image.shape[2]
-
-
-@torch.inference_mode()
+@plain()
 def elbos(images: np.ndarray, released: Released, run: Path | None) -> list[tuple[str, float]]:
-    group = tensor_of(images[:1], [(0, (0, 0, *images.shape[1:3]))], tile_of(shape(images[0]), released.config),
-                      released.device)[1]
-    assert group.full, "sides must be multiples of the model's largest stride"
-
-    def exact_bits(x: torch.Tensor) -> float:
-        inside = torch.ones_like(x[:, 0], dtype=torch.bool)
-        terms = exact_elbo(released.model, released.tables, tiles.Group(inside, 3), x)
-        return sum(terms.kl_bits) + sum(terms.pixel_bits)
-
-    found = [("exact ELBO", mean_bpd(images, released, exact_bits, "exact ELBO"))]
+    """Bits per dim of the exact model, and of the float one that it was made of."""
+    terms = [exact_elbo(released.model, released.tables, g, x) for x, g in groups(images, released, "exact ELBO")]
+    found = [("exact ELBO", sum(sum(t.kl_bits) + sum(t.pixel_bits) for t in terms) / images.size)]
     checkpoint = run and find_checkpoint(run)
     if checkpoint:
         model, _, _ = load_float(checkpoint)
-        for layer, exact in zip(model.layers, released.model.layers):
-            if isinstance(layer, LatentLayer):
-                layer.load_state_dict({k: v for k, v in exact.state_dict().items() if k == "alive"}, strict=False)
-        torch.manual_seed(0)
-
-        def float_bits(x: torch.Tensor) -> float:
-            kl, nll = stack_terms(elbo(model, x), x)
-            return float(kl.sum() + nll.sum()) * x.numel()
-
-        found.append(("float ELBO", mean_bpd(images, released, float_bits, "float ELBO")))
+        for layer, exact in zip(model.latent_layers, released.model.latent_layers):
+            layer.active.copy_(exact.active)
+        batches = [x for x, _ in groups(images, released, "float ELBO")]
+        found.append(("float ELBO", float_elbo_bpd(model, batches)))
     return found
 
 
@@ -120,6 +101,8 @@ def classical(images: np.ndarray) -> list[tuple[str, int, float, int]]:
     sheet = whole.swapaxes(1, 2).reshape(-1, columns * width, 3)  # (rows h, columns w, 3)
     found = []
     for codec, options in CLASSICAL.items():
+        if codec == ON_YCC:
+            continue
         size, begun = 0, time.perf_counter()
         for image in tqdm(images, desc=codec):
             out = BytesIO()
@@ -132,25 +115,26 @@ def classical(images: np.ndarray) -> list[tuple[str, int, float, int]]:
     return found
 
 
+@plain()
 def initial(images: np.ndarray, released: Released) -> list[tuple[object, ...]]:
-    """What the first image borrows, with the dead latents fixed and with all of them coded."""
+    """What the first image borrows, with the active latents coded and with all of them."""
     rows = []
-    for name in ("dead latents fixed", "all latents coded"):
-        layers = [m for m in released.model.layers if isinstance(m, LatentLayer)]
-        alive = [layer.alive.clone() for layer in layers]
+    layers = released.model.latent_layers
+    for name in ("active latents coded", "all latents coded"):
+        active = [layer.active.clone() for layer in layers]
         if name.startswith("all"):
             for layer in layers:
-                layer.alive.fill_(True)
-        count = sum(int(m.alive.sum()) * (images.shape[1] // m.stride) * (images.shape[2] // m.stride) for m in layers)
+                layer.active.fill_(True)
+        area = images.shape[1] * images.shape[2]
+        count = sum(int(layer.active.sum()) * area // layer.stride**2 for layer in layers)
         for n in (100, 10_000):
             some = list(images[:n])
-            shapes = [shape(image) for image in some]
-            coded = tiles.encode(some, runs_of(shapes, [tile_of(s, released.config) for s in shapes]), released)
+            coded = tiles.encode(some, [None] * len(some), released)
             bpd = 8 * len(coded.payload) / (len(some) * some[0].size)
             rows.append((name, count, len(some), round(coded.initial_bits / 8), coded.direct,
                          f"{coded.initial_bits / 8 / len(some):.2f}", f"{bpd:.4f}"))
-        for layer, value in zip(layers, alive):
-            layer.alive.copy_(value)
+        for layer, value in zip(layers, active):
+            layer.active.copy_(value)
     return rows
 
 
@@ -169,7 +153,7 @@ def rates(data: str, model: str, run: Path | None, limit: int | None) -> None:
     with tempfile.TemporaryDirectory() as temp:
         processes, _ = there_and_back(images, Path(temp), model, verify=True)
     report: dict[str, Any] = processes["compress"].rows[0]
-    dims, file = images.size, report["file_bytes"]
+    dims, file = images.size, report["output_bytes"]
     rows = [(name, "", f"{bpd:.4f}", f"{100 * (8 * file / dims / bpd - 1):+.2f} %")
             for name, bpd in elbos(images, released, run)]
     parts = {"net": report["word_bytes"] - report["initial_bits"] / 8, "initial bits": report["initial_bits"] / 8,

@@ -25,12 +25,15 @@ from benchmark_photos import hardware, markdown
 from torch import Tensor
 from tqdm import tqdm
 
-from vdvae_codec.config import ModelConfig, StageConfig, TrainConfig
 from vdvae_codec.model.blocks import Block
-from vdvae_codec.model.layers import LatentLayer
+from vdvae_codec.model.config import ModelConfig
+from vdvae_codec.model.encoder import EncoderStage, ResidualConfig
+from vdvae_codec.model.layers.latent import LatentConfig
+from vdvae_codec.model.layers.phase import PhaseConfig
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.training.data import Crops, Images, split_by_image
 from vdvae_codec.training.loop import validate
+from vdvae_codec.training.recipe import Recipe
 from vdvae_codec.training.sources import open_images
 from vdvae_codec.training.trainer import Trainer
 
@@ -62,11 +65,10 @@ def halved_crops(data: Path, cache: Path) -> tuple[Crops, Tensor]:
 def plain_vdvae(latents: Sequence[int], width: int, zdim: int) -> ModelConfig:
     """VDVAE as published: latents at every resolution, all pixels at the end."""
     middle = width // 2
-    stages = [
-        StageConfig(stride, width, middle, latents=n, zdim=zdim, encoder_blocks=max(1, n // 4))
-        for stride, n in zip(STRIDES, latents)
-    ]
-    return ModelConfig(4, (*stages, StageConfig(1, width, middle, pixels=((0, 0),), blocks=(1,))), tile=SIDE)
+    stages = [EncoderStage(stride, width, middle, max(1, n // 4)) for stride, n in zip(STRIDES, latents)]
+    layers = [LatentConfig(stride, width, middle, zdim, repeat=n) for stride, n in zip(STRIDES, latents)]
+    pixels = PhaseConfig(1, width, middle, ((0, 0),), blocks=1, mixtures=4)
+    return ModelConfig((*layers, pixels), ResidualConfig(tuple(stages)), tile=SIDE)
 
 
 def parameters(config: ModelConfig) -> int:
@@ -75,14 +77,13 @@ def parameters(config: ModelConfig) -> int:
 
 def undo_scaling(model: VDVAE) -> None:
     """Multiplies the weights that the model scaled by 1/sqrt(N) at their start by sqrt(N)."""
-    config = model.config
-    depth = sum(2 * s.latents + sum(s.blocks) for s in config.stages)
+    depth = sum(single.depth for single in model.config.single_layers())
     with torch.no_grad():
         for module in model.layers.modules():
             if isinstance(module, Block):
                 module.c4.weight.mul_(depth**0.5)
-            if isinstance(module, LatentLayer):
-                module.z_proj.weight.mul_(depth**0.5)
+        for layer in model.latent_layers:
+            layer.z_proj.weight.mul_(depth**0.5)
         encoder = [m for m in model.encoder.modules() if isinstance(m, Block)] if model.encoder else []
         for block in encoder:
             block.c4.weight.mul_(len(encoder) ** 0.5)
@@ -154,7 +155,7 @@ def stabilisers(data: Path, steps: int, threads: int, out: Path, cache: Path, ra
         axes[0, column].set_title(f"learning rate {rate:g}")
         for color, (name, (scaled, guarded, threshold)) in enumerate(variants.items()):
             for seed in range(seeds):
-                recipe = TrainConfig(
+                recipe = Recipe(
                     steps, batch=4, crop=SIDE, learning_rate=rate, warmup_steps=50, kl_warmup_steps=3000, seed=seed
                 )
                 if not guarded:
@@ -194,7 +195,7 @@ def width(data: Path, steps: int, threads: int, out: Path, cache: Path, budget: 
         zdim = DEPTHS[-1] // each
         configs = [plain_vdvae((each,) * len(STRIDES), w, zdim) for w in range(8, 128, 2)]
         config = min(configs, key=lambda c: abs(parameters(c) - budget))
-        recipe = TrainConfig(
+        recipe = Recipe(
             steps, batch=16, crop=SIDE, learning_rate=rate, warmup_steps=100, kl_warmup_steps=steps // 3, cooldown=0.7,
             ema=0.99,
         )
@@ -204,7 +205,7 @@ def width(data: Path, steps: int, threads: int, out: Path, cache: Path, budget: 
         terms = validate(trainer.ema.model, list(held_out.split(64)))
         points.append((layers, terms["validation_bpd"]))
         rows.append([
-            layers, config.stages[0].width, zdim, parameters(config), f"{terms['validation_bpd']:.4f}",
+            layers, config.layers[0].width, zdim, parameters(config), f"{terms['validation_bpd']:.4f}",
             f"{sum(terms['kl_bpd']):.4f}", len(curve.skipped), f"{curve.seconds:.0f}",
         ])
         smooth = np.convolve(curve.bpd, np.ones(50) / 50, "valid")

@@ -16,7 +16,7 @@ import numpy as np
 from benchmark_photos import Process, hardware, markdown, pixels_of, run_codec
 from PIL import Image, ImageOps
 
-from vdvae_codec.images import image_files, read_rgb
+from vdvae_codec.images.files import image_files, read_rgb
 
 CELL = 512  # side of the part of a photograph that is used
 STEP = (384, 256)  # the images' sides are the same multiple of these

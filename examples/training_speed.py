@@ -1,6 +1,6 @@
 """Images per second of the trainer against a bare loop of forward, backward and optimizer step on one batch in memory.
 
-    python examples/training_speed.py photos/ --model photo
+    python examples/training_speed.py photos/ --model photo-1
 
 The trainer draws crops from the images, clips, skips, averages weights and keeps its sums; the bare loop does none of
 that. The two take turns, so that both see the same machine. Precision and memory layout are the same.
@@ -20,9 +20,11 @@ from benchmark_photos import hardware
 from torch import Tensor
 from tqdm import tqdm
 
-from vdvae_codec.config import read_config
-from vdvae_codec.released import find_config, pick_device
+from vdvae_codec import DEFAULT_MODEL
+from vdvae_codec.codec.store import find_config, pick_device
+from vdvae_codec.model.config import read_config
 from vdvae_codec.training.data import Crops, ahead
+from vdvae_codec.training.recipe import read_recipe
 from vdvae_codec.training.sources import open_images
 from vdvae_codec.training.trainer import Objective, Trainer
 
@@ -51,7 +53,7 @@ def trainer_steps(trainer: Trainer, crops: Crops) -> Iterator[None]:
 
 @click.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--model", default="photo", show_default=True)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True)
 @click.option("--cache", default="run/cache", show_default=True, type=click.Path(path_type=Path))
 @click.option("--rounds", default=4, show_default=True)
 @click.option("--steps", default=20, show_default=True, help="Steps of a round.")
@@ -59,8 +61,8 @@ def trainer_steps(trainer: Trainer, crops: Crops) -> Iterator[None]:
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def main(data: Path, model: str, cache: Path, rounds: int, steps: int, threads: int, device: str) -> None:
     torch.set_num_threads(threads)
-    config, recipe = read_config(find_config(model))
-    recipe = dataclasses.replace(recipe, learning_rate=1e-5)
+    path = find_config(model)
+    config, recipe = read_config(path), dataclasses.replace(read_recipe(path), learning_rate=1e-5)
     crops = Crops(open_images(data, recipe.crop, cache), recipe.crop, recipe.augment)
     trainer = Trainer(config, recipe, pick_device(device))
     x = crops.batch((recipe.seed, 0, 0), 0, recipe.batch).to(trainer.device).float()

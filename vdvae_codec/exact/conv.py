@@ -12,7 +12,6 @@ bytes: the same integers, about three times as fast.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,14 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdvae_codec.errors import ExactnessError
-from vdvae_codec.exact.functions import gelu
-from vdvae_codec.model.blocks import GELU, HARDSWISH, Conv
+from vdvae_codec.exact.activations import EXACT
 
 LIMIT = 2**24
 
 
 class ExactConv(nn.Module):
-    """The exact twin of ``Conv``: x (B, cin, h, w) float32 -> (B, cout, h, w) float32, both exact reals.
+    """A convolution that keeps height and width: x (B, cin, h, w) float32 -> (B, cout, h, w) float32, exact reals.
 
     The state is integers only:
     weight   int16 (cout, cin, k, k), in units of 2^-weight_exponent
@@ -43,11 +41,10 @@ class ExactConv(nn.Module):
     bias: Tensor
     grid: Tensor
 
-    def __init__(self, conv: Conv):
+    def __init__(self, cin: int, cout: int, kernel: int, act: str):
         super().__init__()
-        cout = conv.out_channels
-        self.act, self.padding = conv.act, conv.padding
-        self.register_buffer("weight", torch.zeros(conv.weight.shape, dtype=torch.int16))
+        self.act, self.padding = act, kernel // 2
+        self.register_buffer("weight", torch.zeros((cout, cin, kernel, kernel), dtype=torch.int16))
         self.register_buffer("weight_exponent", torch.zeros(cout, dtype=torch.int32))
         self.register_buffer("bias", torch.zeros(cout, dtype=torch.int32))
         self.register_buffer("grid", torch.tensor([0, -1, 1, 1], dtype=torch.int32))
@@ -78,6 +75,12 @@ class ExactConv(nn.Module):
         if self.low > 0 or span > 255 or self.parts > 1 or self.weight.min() < -128 or self.weight.max() > 127:
             return False
         return float(partial_sum_bound(self.weight, self.bias, 0, span, 1).max()) < LIMIT
+
+    def float_weights(self) -> tuple[Tensor, Tensor]:
+        """Weight (cout, cin, k, k) and bias (cout,) as float32: those of the float convolution, rounded."""
+        unit = torch.ldexp(torch.ones(len(self.bias)), -self.weight_exponent)
+        bias_unit = torch.ldexp(unit, -self.grid[0])
+        return self.weight.float() * unit[:, None, None, None], self.bias.float() * bias_unit
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -138,25 +141,6 @@ def bytes_are_exact() -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return torch.equal(y, F.conv2d(a, weight.float(), bias, padding=1))
-
-
-def hard_swish(x: Tensor) -> Tensor:
-    """x * clamp(x + 3, 0, 6) / 6, each a single IEEE operation; by torch's fused kernel where that is the same."""
-    return F.hardswish(x) if fused_is_exact(x.device) else unfused_hard_swish(x)
-
-
-def unfused_hard_swish(x: Tensor) -> Tensor:
-    return (x + 3).clamp_(0, 6).mul_(x).div_(6)
-
-
-EXACT: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, HARDSWISH: hard_swish, GELU: gelu}
-
-
-@functools.cache
-def fused_is_exact(device: torch.device) -> bool:
-    """Whether torch's kernel gives the same bits, tried on 100,003 values: CPUs' divides, CUDA's multiplies by 1/6."""
-    x = torch.linspace(-10, 10, 100_003, device=device)
-    return torch.equal(F.hardswish(x), unfused_hard_swish(x))
 
 
 def partial_sum_bound(weight: Tensor, bias: Tensor, low: int, high: int, parts: int) -> Tensor:

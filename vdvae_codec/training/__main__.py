@@ -1,6 +1,6 @@
 """``torchrun --nproc-per-node N -m vdvae_codec.training ...``: the options of ``vdvae-codec train``, many processes."""
 
-from vdvae_codec.cli.common import tune_process  # type: ignore[import-not-found]
+from vdvae_codec.cli.process import tune_process  # type: ignore[import-not-found]
 
 if __name__ == "__main__":
     tune_process()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.errors import TrainingError
-from vdvae_codec.training.processing import process
+from vdvae_codec.training.augment import process
 
 AHEAD = 3  # batches
 
@@ -57,7 +57,7 @@ class Crops:
 
     Images are drawn in proportion to the number of crops that they hold. ``augment`` is "turn" (quarter turns and
     mirroring), "mirror" (left to right) or "none": none of them changes statistics that a lossless coder lives on.
-    "photo" turns too, and gives most crops a random history as photographs have it (``processing``).
+    "photo" turns too, and gives most crops a random history as photographs have it (``augment``).
     """
 
     def __init__(self, images: Images, side: int, augment: str):

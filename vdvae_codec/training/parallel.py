@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,11 +48,13 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE, device
         return
+    own: AbstractContextManager[None] = nullcontext()
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size()), device
-    finally:
-        dist.destroy_process_group()
+        own = torch.cuda.device(device)
+    with own:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size()), device
+        finally:
+            dist.destroy_process_group()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from vdvae_codec.model.sampling import reconstructions, samples, sheet
 from vdvae_codec.model.vdvae import VDVAE
-from vdvae_codec.pictures import reconstructions, samples, sheet, strides
+from vdvae_codec.training.chance import seeded
 
 KL_FLOOR = 1e-6  # bits per dim: a layer with less carries nothing
 REACH = 1.0  # bits per dim that the curves show above their lowest point
@@ -89,8 +89,8 @@ def sample_sheet(model: VDVAE, x: Tensor, out: Path) -> None:
     A resolution has two rows: only its latents and the coarser ones kept, then the pixels too; the rest is the most
     likely (temperature 0). Samples have temperature 1.
     """
-    torch.manual_seed(0)
-    rows = [x, *(row for kept in (False, True) for row in reconstructions(model, x, kept, temperature=0.0))]
-    rows.append(samples(model, len(x), x.shape[2], x.shape[3], temperature=1.0))
-    kinds = [f"{kind} 1/{stride}" for kind in ("latents", "+ pixels") for stride in strides(model)]
+    with seeded(0, x.device):
+        rows = [x, *(row for kept in (False, True) for row in reconstructions(model, x, kept, temperature=0.0))]
+        rows.append(samples(model, len(x), x.shape[2], x.shape[3], temperature=1.0))
+    kinds = [f"{kind} 1/{stride}" for kind in ("latents", "+ pixels") for stride in model.config.strides]
     Image.fromarray(sheet(rows, ["images", *kinds, "samples"])).save(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import shutil
@@ -18,18 +17,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from vdvae_codec.checkpoint import load_tensors, save_tensors
-from vdvae_codec.config import ModelConfig, TrainConfig, from_dict
 from vdvae_codec.errors import TrainingError
-from vdvae_codec.model.blocks import Bottleneck, Conv, Pair
-from vdvae_codec.model.layers import LatentLayer, PixelLayer
-from vdvae_codec.model.vdvae import VDVAE, Elbo, elbo
-from vdvae_codec.training.ema import Ema
-from vdvae_codec.training.muon import Muon
+from vdvae_codec.model.blocks import Bottleneck
+from vdvae_codec.model.config import ModelConfig, to_dict
+from vdvae_codec.model.elbo import Elbo, elbo
+from vdvae_codec.model.vdvae import VDVAE
+from vdvae_codec.training.chance import seeded
+from vdvae_codec.training.checkpoint import averaged, describe, load_tensors, read_checkpoint, save_tensors
+from vdvae_codec.training.optimizers import Ema, bf16_is_fast, optimizers
 from vdvae_codec.training.parallel import ALONE, Processes
+from vdvae_codec.training.recipe import Recipe
+from vdvae_codec.training.start import Start
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: Recipe, step: int) -> float:
     """Linear warm-up over at most a tenth of the steps, a plateau, a cosine to zero over the last ``cooldown`` part."""
     rise = min(1.0, (step + 1) / min(config.warmup_steps, 1 + config.steps // 10))
     start = (1 - config.cooldown) * config.steps
@@ -37,7 +38,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * fall))
 
 
-def kl_weight(config: TrainConfig, step: int) -> float:
+def kl_weight(config: Recipe, step: int) -> float:
     """Rises from 0.001 to 1 as a cube, which wakes latents that would otherwise collapse."""
     part = min(1.0, step / config.kl_warmup_steps) if config.kl_warmup_steps else 1.0
     return 0.001 + 0.999 * part**3
@@ -48,37 +49,6 @@ def stack_terms(terms: Elbo, x: Tensor) -> tuple[Tensor, Tensor]:
     kl = torch.stack([k.sum() for k in terms.kl_nats]) if terms.kl_nats else torch.zeros(0, device=x.device)
     nll, bits = torch.stack([t.sum() for t in terms.nll_nats]), terms.dims * math.log(2)
     return kl / bits, nll / bits
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively; CPUs without it emulate, a hundred times slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def optimizers(model: VDVAE, recipe: TrainConfig) -> dict[str, torch.optim.Optimizer]:
-    """By their names in checkpoints; ``peak`` of each is relative to ``recipe.learning_rate``.
-
-    With ``recipe.muon`` the weights between features of pixel layers belong to Muon. Those that read or give scales,
-    weights and predictions stay with AdamW, and so do biases, the encoder and latent layers: idle ones have little but
-    noise for a gradient, which Muon would turn into steps of full size.
-    """
-    inner = [
-        f"layers.{n}.{name}.weight"
-        for n, layer in enumerate(model.layers if recipe.muon else ()) if isinstance(layer, PixelLayer)
-        for name, m in layer.named_modules() if isinstance(m, Conv) and name not in ("head", "predictor")
-    ]  # fmt: skip
-    weights = {n: p for n, p in model.named_parameters() if n in inner}
-    others = [p for n, p in model.named_parameters() if n not in weights]
-    adamw = torch.optim.AdamW(others, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
-    found: dict[str, torch.optim.Optimizer] = {"optimizer": adamw}
-    adamw.param_groups[0]["peak"] = 1.0
-    if weights:
-        dtype = torch.bfloat16 if bf16_is_fast(others[0].device) else torch.float32
-        found["muon"] = Muon(weights.values(), lr=0.0, weight_decay=recipe.weight_decay, dtype=dtype)
-        found["muon"].param_groups[0]["peak"] = recipe.muon
-    return found
 
 
 class Objective(nn.Module):
@@ -111,10 +81,10 @@ class Step:
 class Trainer:
     """Everything that a checkpoint holds: model, moving average, optimizer, step and the running gradient norm."""
 
-    def __init__(self, config: ModelConfig, recipe: TrainConfig, device: torch.device, processes: Processes = ALONE):
-        torch.manual_seed(recipe.seed)
+    def __init__(self, config: ModelConfig, recipe: Recipe, device: torch.device, processes: Processes = ALONE):
         self.config, self.recipe, self.device, self.processes = config, recipe, device, processes
-        self.model = VDVAE(config).to(device)
+        with seeded(recipe.seed, device):
+            self.model = VDVAE(config).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Ema(self.model, recipe.ema)
         if recipe.recompute:
@@ -130,7 +100,7 @@ class Trainer:
             self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         if device.type == "cuda":
             self.objective.compile()
-        self._latents = sum(isinstance(layer, LatentLayer) for layer in self.model.layers)
+        self._latents = len(self.model.latent_layers)
 
     def update(self, chunks: Sequence[Tensor], flag: bool = False) -> Step:
         """One step on this process's images: chunks (B, 3, H, W) uint8 or float, whose gradients are averaged.
@@ -138,33 +108,31 @@ class Trainer:
         The noise of a chunk depends on seed, step and the chunk's place among those of all processes, so that
         one process with two chunks takes the same step as two processes with one each.
         """
-        recipe, world = self.recipe, self.processes.world
+        world = self.processes.world
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_rate(recipe, self.step)
+                group["lr"] = group["peak"] * learning_rate(self.recipe, self.step)
             optimizer.zero_grad(set_to_none=True)
-        weight = kl_weight(recipe, self.step)
-        shares = len(chunks) * world
-        seen = torch.zeros(0)
-        for n, chunk in enumerate(chunks):
-            place = self.processes.rank * len(chunks) + n
-            torch.manual_seed(((recipe.seed * 1_000_003 + self.step) * 4099 + place) % 2**63)
-            x = chunk.to(self.device, non_blocking=True).float().contiguous()
-            last = n == len(chunks) - 1
-            alone = isinstance(self.objective, DistributedDataParallel) and not last
-            with self.objective.no_sync() if alone else nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                    kl, nll = self.objective(x)
-                loss = (weight * kl.sum() + nll.sum()) / len(chunks)
-                loss.backward()
-            terms = torch.cat([kl, nll]).detach()
-            seen = terms if n == 0 else seen + terms
+        terms = torch.stack([self._backward(n, chunks) for n in range(len(chunks))]).sum(0)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         both = torch.stack([norm / world, norm.new_tensor(float(flag))])
-        *means, norm_value, flags = self.processes.sum(torch.cat([seen / shares, both])).tolist()
+        *means, norm_value, flags = self.processes.sum(torch.cat([terms / (len(chunks) * world), both])).tolist()
         taken = self._apply(gradients, norm_value)
         return Step(means[: self._latents], means[self._latents :], norm_value, taken, flags > 0)
+
+    def _backward(self, n: int, chunks: Sequence[Tensor]) -> Tensor:
+        """Adds the n-th chunk's share to the gradients; bits per dim (latent and pixel layers,)."""
+        place = self.processes.rank * len(chunks) + n
+        x = chunks[n].to(self.device, non_blocking=True).float().contiguous()
+        more = isinstance(self.objective, DistributedDataParallel) and n < len(chunks) - 1
+        seed = ((self.recipe.seed * 1_000_003 + self.step) * 4099 + place) % 2**63
+        with self.objective.no_sync() if more else nullcontext(), seeded(seed, self.device):  # type: ignore[operator]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                kl, nll = self.objective(x)
+            loss = (kl_weight(self.recipe, self.step) * kl.sum() + nll.sum()) / len(chunks)
+            loss.backward()
+        return torch.cat([kl, nll]).detach()
 
     def _apply(self, gradients: list[Tensor], norm: float) -> bool:
         """Clips and takes the step, unless the gradient norm is not finite or an outlier."""
@@ -185,16 +153,15 @@ class Trainer:
         self.step += 1
         return taken
 
-    def start_from(self, folder: Path) -> None:
-        """Takes a checkpoint's averaged weights and nothing else. Raises TrainingError if its model is another one."""
-        weights = self._weights(*load_tensors(folder), folder, "ema.")
-        self.model.load_state_dict(weights)
-        self.ema.model.load_state_dict(weights)
+    def start_from(self, start: Start) -> None:
+        """Takes weights and nothing else. Raises TrainingError if they are those of another architecture."""
+        self._check(start.config, start.name)
+        self.model.load_state_dict(start.state)
+        self.ema.model.load_state_dict(start.state)
 
-    def _weights(self, tensors: dict[str, Tensor], meta: dict[str, Any], folder: Path, part: str) -> dict[str, Tensor]:
-        if from_dict(ModelConfig, meta["config"]) != self.config:
-            raise TrainingError(f"{folder}: its model differs from the one asked for")
-        return {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+    def _check(self, config: ModelConfig, name: str | Path) -> None:
+        if to_dict(config, single=True) != to_dict(self.config, single=True):
+            raise TrainingError(f"{name}: its model differs from the one asked for")
 
     def save(self, run: Path, shard_mib: float, keep: int, meta: dict[str, Any]) -> None:
         """Writes ``run/checkpoint-STEP`` and removes all but the last ``keep``; ``meta`` is kept for the caller."""
@@ -205,20 +172,24 @@ class Trainer:
                 tensors |= {f"{name}.{n}.{k}": v for k, v in state.items()}
         meta = {
             "step": self.step, "skipped": self.skipped, "seconds": self.seconds, "running_norm": self.running_norm,
-            "config": dataclasses.asdict(self.config), "recipe": dataclasses.asdict(self.recipe), **meta,
+            **describe(self.config, self.recipe), **meta,
         }
         save_tensors(run / f"checkpoint-{self.step:08d}", tensors, meta, shard_mib)
         for old in sorted(run.glob("checkpoint-????????"))[:-keep]:
             shutil.rmtree(old)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Reads a checkpoint; returns all of its meta data. Raises TrainingError if its model is another one, or if it
-        holds averaged weights alone."""
+        """Reads a checkpoint; returns all of its meta data.
+
+        Raises TrainingError if its model is another one, or if it holds averaged weights alone.
+        """
+        self._check(read_checkpoint(folder)[0], folder)
         tensors, meta = load_tensors(folder)
-        if not any(k.startswith("model.") for k in tensors):
+        weights = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        if not weights:
             raise TrainingError(f"{folder}: holds averaged weights only; begin a new run with --init")
-        self.model.load_state_dict(self._weights(tensors, meta, folder, "model."))
-        self.ema.model.load_state_dict(self._weights(tensors, meta, folder, "ema."))
+        self.model.load_state_dict(weights)
+        self.ema.model.load_state_dict(averaged(tensors))
         for kind, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
@@ -236,7 +207,7 @@ class Trainer:
 def recompute(model: VDVAE) -> None:
     """Lets every bottleneck keep its input only and compute the rest again in the backward pass: less memory."""
     for module in model.modules():
-        if isinstance(module, (Bottleneck, Pair)):
+        if isinstance(module, Bottleneck):
             module.forward = functools.partial(  # type: ignore[method-assign]
                 checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
             )

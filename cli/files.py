@@ -1,0 +1,190 @@
+"""What the commands share: reading and writing files safely, many inputs, and output that a terminal shows as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from vdvae_codec.errors import VdvaeCodecError
+
+STREAM = Path("-")
+
+
+def say(line: str, err: bool = False) -> None:
+    """Prints a line, to stderr if ``err``."""
+    click.echo(shown(line), err=err)
+
+
+def shown(text: str) -> str:
+    """A text whose every character a terminal prints: names from files are not to move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def one_line_errors(path: Path | None = None) -> Iterator[None]:
+    """Turns the package's errors and the system's into click's: one line on stderr, exit status 1."""
+    try:
+        yield
+    except (VdvaeCodecError, OSError, MemoryError) as error:
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+        text = text or type(error).__name__
+        if path is not None and str(path) not in text:
+            text = f"{path}: {text}"
+        raise click.ClickException(shown(text)) from error
+
+
+def collected() -> tuple[list[str], Callable[[str], None]]:
+    """A list of errors, and a function that prints one more of them and adds it."""
+    failed: list[str] = []
+
+    def fail(line: str) -> None:
+        failed.append(line)
+        say(f"Error: {line}", err=True)
+
+    return failed, fail
+
+
+def read_input(path: Path) -> bytes:
+    """The bytes of a file, or of stdin for ``-``."""
+    return sys.stdin.buffer.read() if path == STREAM else path.read_bytes()
+
+
+def open_input(path: Path) -> BinaryIO:
+    """A file to read from any place, or what stdin holds for ``-``."""
+    return BytesIO(read_input(path)) if path == STREAM else path.open("rb")
+
+
+def output_path(source: Path, out: Path | None, suffix: str, many: bool) -> Path:
+    """Where the result for ``source`` goes: beside it, into the folder ``out``, or to the file ``out``.
+
+    A folder's whole name is kept, such as ``photos-1.5``.
+    """
+    place = source.resolve() if source.is_dir() else source
+    name = f"{place.name}{suffix}" if source.is_dir() else f"{source.stem}{suffix}"
+    if out is None:
+        return STREAM if source == STREAM else place.with_name(name)
+    if out.is_dir():
+        return out / ("stdin" + suffix if source == STREAM else name)
+    if many:
+        raise click.UsageError(f"{out}: with several inputs, -o must be an existing folder")
+    return out
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    if path != STREAM and path.exists() and not force:
+        raise click.ClickException(shown(f"{path}: exists already; --force overwrites it"))
+
+
+def write_output(path: Path, data: bytes, force: bool) -> None:
+    """Writes a whole file, or to stdout."""
+    with output_file(path, force) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
+    """A file under a temporary name that is renamed at the end, or stdout: it appears complete or not at all."""
+    if path == STREAM:
+        whole = BytesIO()
+        yield whole
+        sys.stdout.buffer.write(whole.getbuffer())
+        sys.stdout.buffer.flush()
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        refuse_existing(path, force)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def each(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int = 1) -> None:
+    """Runs ``work`` on every input; errors are printed and the rest goes on; exits with 1 at the end if any failed.
+
+    ``jobs`` inputs at once, in processes that are forked, and so before torch is imported.
+    """
+    jobs = min(jobs, len(inputs))
+    if jobs == 1 or STREAM in inputs or "fork" not in multiprocessing.get_all_start_methods():
+        failed = bool(failures(inputs, work))
+    else:
+        failed = in_processes(inputs, work, jobs)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
+    """Runs ``work`` on every input and prints the errors; returns their number."""
+    failed = 0
+    for path in inputs:
+        try:
+            with one_line_errors(path):
+                work(path)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            error.show()
+            failed += 1
+    return failed
+
+
+def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int) -> bool:
+    """Whether ``work`` failed on any of the inputs, of which each process takes the next one that none has taken."""
+    fork = multiprocessing.get_context("fork")
+    taken = fork.Value("l", 0)
+
+    def next_inputs() -> Iterator[Path]:
+        while True:
+            with taken.get_lock():
+                n, taken.value = taken.value, taken.value + 1
+            if n >= len(inputs):
+                return
+            yield inputs[n]
+
+    def job() -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+        try:
+            status = min(1, failures(next_inputs(), work))
+        except click.UsageError as error:
+            error.show()
+            status = error.exit_code
+        except KeyboardInterrupt:
+            status = 1
+        sys.exit(status)
+
+    processes = [fork.Process(target=job) for _ in range(jobs)]
+    for process in processes:
+        process.start()
+    try:
+        for process in processes:
+            process.join()
+    except BaseException as error:
+        for process in processes:
+            process.join(3 if isinstance(error, KeyboardInterrupt) else 0)  # a terminal's Ctrl-C has reached them
+            process.terminate()
+        for process in processes:
+            process.join()
+        raise
+    statuses = [process.exitcode or 0 for process in processes]
+    for signal in (-status for status in statuses if status < 0):
+        say(f"Error: a process was ended by signal {signal}; what it worked on was not written", err=True)
+    if click.UsageError.exit_code in statuses:
+        raise click.exceptions.Exit(click.UsageError.exit_code)
+    return any(statuses)

@@ -1,0 +1,38 @@
+"""What is set up for a whole process before a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+
+def tune_process() -> None:
+    """Speeds up what torch will do; to be called before it is imported. Changes no result.
+
+    OpenMP's threads sleep while they wait for each other, or a second busy program would stall them many times over: a
+    setting of the user's own stays. glibc keeps the memory of big tensors instead of having it mapped anew each time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, size in ((-3, 32 << 20), (-1, 512 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            mallopt(parameter, size)
+
+
+@contextlib.contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Context in which SIGTERM ends the process as an exception does, so that unfinished outputs are removed."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    old = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)

@@ -1,0 +1,345 @@
+"""The files: images in, a .vdz out, and back, a segment at a time. A single image is an archive of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from tqdm import tqdm
+
+from vdvae_codec import DEFAULT_MODEL, transforms
+from vdvae_codec.codec import pipeline
+from vdvae_codec.codec.store import Released, load_released
+from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
+from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
+from vdvae_codec.images.files import SUFFIXES, Picture, image_files, picture_of, read_picture
+
+SEGMENT = 10_000  # images of a segment
+SEGMENT_PIXELS = 2**26  # of a segment: bounds the memory
+SEGMENT_METADATA = 2**23  # bytes: far below what a table may hold
+PLAIN_SUFFIXES = (".bmp", ".ppm", ".pgm")  # of formats that carry no metadata
+Image = bytes | np.ndarray  # of a file, or pixels (H, W, 1 or 3) uint8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a .vdz holds and costs, in bytes unless the name says bits."""
+
+    model: str
+    images: int
+    stored: int  # of them, as files: what no model can code, and what WebP, PNG or the file itself hold in less
+    segments: int
+    transforms: tuple[str, ...]  # that were applied to any of them, such as "PhotoCD" and "chroma"
+    dims: int  # sub-pixels of the images that a model can code
+    input_bytes: int
+    output_bytes: int  # the whole file
+    word_bytes: int  # of the entropy coder
+    stored_bytes: int
+    table_bytes: int  # names, times, shapes, metadata, side information, groups and checksums
+    initial_bits: float  # of the words: what the first latents cost because nothing could be borrowed yet
+    other_bytes: int  # of the stored files, those of images that no model can code
+
+    @property
+    def bpd(self) -> float:
+        """Bits of the file per sub-pixel, less the files of images that no model can code."""
+        return 8 * (self.output_bytes - self.other_bytes) / max(1, self.dims)
+
+
+def compress(
+    image: Image, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", fallback: bool = True,
+    verify: bool = True,
+) -> bytes:
+    """Compresses an image file's bytes, or pixels (H, W[, 1 or 3]) uint8, to a .vdz's bytes.
+
+    ``fallback`` stores a WebP, a PNG or the file itself where that is smaller than what the model gives. ``verify``
+    decodes the result and compares every pixel. Raises ImageError, ModelError, or VdvaeCodecError if the comparison
+    fails.
+    """
+    file = BytesIO()
+    write([as_picture("", image)], file, model, device, fallback=fallback, verify=verify)
+    return file.getvalue()
+
+
+def decompress(
+    vdz: bytes, *, suffix: str | None = None, model: str | Released | None = None, device: str = "auto"
+) -> bytes:
+    """Decodes the .vdz of one image to an image file's bytes: a PNG, or of the lossless format of ``suffix``.
+
+    A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
+    shipped. Raises FormatError, ModelError or ImageError.
+    """
+    with Archive(BytesIO(vdz), model, device) as archive:
+        if len(archive) != 1:
+            raise FormatError(f"this .vdz holds {len(archive)} images: open_archive reads them")
+        return archive[0].to_bytes(suffix)[0]
+
+
+def write_archive(
+    images: Iterable[tuple[str, Image]], path: str | Path, *, model: str | Released = DEFAULT_MODEL,
+    device: str = "auto", segment: int = SEGMENT, fallback: bool = True, verify: bool = True,
+) -> Report:
+    """Writes images, in their order and by their names (paths with slashes), to one .vdz at ``path``.
+
+    Takes one segment of at most ``segment`` images at a time; a damaged byte costs its segment and no more. The file
+    appears when it is complete. Raises ImageError, ModelError or VdvaeCodecError.
+    """
+    out = Path(path)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        with temporary.open("w+b") as file:
+            report = write(
+                (named(as_picture(name, image)) for name, image in images), file, model, device, segment=segment,
+                fallback=fallback, verify=verify,
+            )
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return report
+
+
+def open_archive(
+    path: str | Path | BinaryIO, *, model: str | Released | None = None, device: str = "auto"
+) -> Archive:
+    """Opens a .vdz, of one or of many images, for reading. Raises FormatError if it is none."""
+    file = Path(path).open("rb") if isinstance(path, (str, Path)) else path  # noqa: SIM115
+    return Archive(file, model, device)
+
+
+def as_picture(name: str, image: Image) -> Picture:
+    """Raises ImageError."""
+    return picture_of(image, name) if isinstance(image, np.ndarray) else read_picture(image, name)
+
+
+def named(picture: Picture) -> Picture:
+    """A picture that an archive can hold; raises ImageError."""
+    if not is_safe(picture.name):
+        raise ImageError(f"{picture.name!r}: a name that an archive cannot hold")
+    return picture
+
+
+class Folder:
+    """The images below a folder, in the order of their paths, each read when its turn comes; ``failed`` gets a line for
+    each that cannot be read. ``others`` are the names of files that are no images."""
+
+    def __init__(self, folder: Path, failed: Callable[[str], None]):
+        self._folder, self._failed, self._paths = folder, failed, list(image_files(folder))
+        known = set(self._paths)
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in known)
+        self.others = [path.relative_to(folder).as_posix() for path in files]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for path in self._paths:
+            name = path.relative_to(self._folder).as_posix()
+            try:
+                yield named(read_picture(path.read_bytes(), name, int(path.stat().st_mtime)))
+            except OSError as error:
+                self._failed(f"{path}: {error.strerror}")
+            except ImageError as error:
+                self._failed(str(error))
+
+
+def write(
+    pictures: Iterable[Picture], file: BinaryIO, model: str | Released = DEFAULT_MODEL, device: str = "auto", *,
+    segment: int = SEGMENT, fallback: bool = True, verify: bool = True, total: int | None = None,
+) -> Report:
+    """Codes pictures, in their order, into a .vdz, and says what it costs.
+
+    Takes one segment at a time from ``pictures``, of which ``total`` is only shown. ``verify`` decodes each segment and
+    compares every pixel and file before the next one. Raises ImageError, ModelError or VdvaeCodecError.
+    """
+    released, writer = load_released(model, device), Writer(file)
+    costs = Costs(released.name)
+    with tqdm(total=total, desc="compressing", unit="image", disable=None if total else True) as bar:
+        for part in segments_of(distinct(pictures), segment):
+            encoded = pipeline.encode(part, released, fallback=fallback)
+            if verify:
+                pipeline.verify(part, encoded.segment, released)
+            writer.add(encoded.segment)
+            costs.add(part, encoded)
+            bar.update(len(part))
+    if not costs.images:
+        raise ImageError("no images: nothing was written")
+    writer.finish()
+    return costs.report(writer.table_bytes)
+
+
+class Costs:
+    """Sums over the segments of a .vdz."""
+
+    def __init__(self, model: str):
+        self.model, self.names = model, dict[str, None]()
+        self.images = self.stored = self.segments = self.dims = 0
+        self.input_bytes = self.word_bytes = self.stored_bytes = self.other_bytes = 0
+        self.initial_bits = 0.0
+
+    def add(self, pictures: list[Picture], encoded: pipeline.Encoded) -> None:
+        segment = encoded.segment
+        self.segments += 1
+        self.images += len(pictures)
+        self.word_bytes += segment.word_bytes
+        self.initial_bits += encoded.initial_bits
+        for picture, entry in zip(pictures, segment.entries):
+            self.stored += not entry.coded
+            self.stored_bytes += entry.file_bytes
+            self.names |= dict.fromkeys(transforms.names(entry.side_info))
+            if picture.pixels is None:
+                self.other_bytes += entry.file_bytes
+            else:
+                self.dims += picture.pixels.size
+            self.input_bytes += len(picture.data) or (0 if picture.pixels is None else picture.pixels.nbytes)
+
+    def report(self, table_bytes: int) -> Report:
+        output_bytes = table_bytes + self.word_bytes + self.stored_bytes
+        return Report(
+            self.model, self.images, self.stored, self.segments, tuple(self.names), self.dims, self.input_bytes,
+            output_bytes, self.word_bytes, self.stored_bytes, table_bytes, self.initial_bits, self.other_bytes,
+        )
+
+
+def distinct(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """The same pictures; raises ImageError for a second one of one name."""
+    names: set[str] = set()
+    for picture in pictures:
+        if picture.name in names:
+            raise ImageError(f"{picture.name!r}: two images of one name")
+        names.add(picture.name)
+        yield picture
+
+
+def segments_of(pictures: Iterable[Picture], count: int) -> Iterator[list[Picture]]:
+    """Up to ``count`` pictures at a time, and no more pixels and metadata than SEGMENT_PIXELS and SEGMENT_METADATA
+    unless one alone has them."""
+    part: list[Picture] = []
+    sums = np.zeros(2, np.int64)
+    for picture in pictures:
+        sizes = (picture.width * picture.height, 4 * len(picture.name) + sum(map(len, picture.metadata.values())))
+        full = len(part) == min(count, MAX_IMAGES) or bool((sums + sizes > (SEGMENT_PIXELS, SEGMENT_METADATA)).any())
+        if part and full:
+            yield part
+            part, sums = [], np.zeros(2, np.int64)
+        part.append(picture)
+        sums += sizes
+    if part:
+        yield part
+
+
+class Archive:
+    """A .vdz that is read: a sequence of pictures, decoded a segment at a time when they are asked for.
+
+    ``archive[n]`` and ``archive[name]`` decode the segment of one image (the last one is kept), iteration all of them
+    in turn; ``names`` and ``entries`` decode nothing. Raises FormatError where a segment is damaged; ``pictures`` goes
+    on behind it.
+    """
+
+    def __init__(self, file: BinaryIO, model: str | Released | None = None, device: str = "auto"):
+        self._file, self._model, self._device = file, model, device
+        try:
+            self.reader = Reader(file)
+        except BaseException:
+            file.close()
+            raise
+        self._kept: tuple[int, list[Picture]] = (-1, [])
+        self._all: list[tuple[int, int, Entry]] | None = None  # segment, place in it, entry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    @property
+    def _places(self) -> list[tuple[int, int, Entry]]:
+        if self._all is None:
+            if not self.reader.complete:
+                raise FormatError(self.reader.trouble)
+            self._all = [
+                (s, n, entry) for s, found in enumerate(self.reader.segments)
+                for n, entry in enumerate(self.reader.entries(found))
+            ]
+        return self._all
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the tables say of each image."""
+        return [entry for _, _, entry in self._places]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all images, in their order; a single image may have an empty one."""
+        return [entry.name for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return (self[n] for n in range(len(self)))
+
+    def __getitem__(self, key: int | str) -> Picture:
+        if isinstance(key, str):
+            found = [n for n, name in enumerate(self.names) if name == key]
+            if not found:
+                raise KeyError(key)
+            key = found[0]
+        segment, place, _ = self._places[key]
+        if self._kept[0] != segment:
+            self._kept = (segment, self._decode(self.reader.segments[segment]))
+        return self._kept[1][place]
+
+    def _decode(self, found: Found) -> list[Picture]:
+        return pipeline.decode(self.reader.segment(found), self._model, self._device)
+
+    def segments(self) -> Iterator[Segment]:
+        """All segments as they lie in the file. Raises FormatError."""
+        if not self.reader.complete:
+            raise FormatError(self.reader.trouble)
+        return (self.reader.segment(found) for found in self.reader.segments)
+
+    def pictures(
+        self, only: Callable[[str], bool] = lambda name: True, *, lost: Callable[[str], None]
+    ) -> Iterator[Picture]:
+        """The images whose names ``only`` takes, in order; segments without such are not decoded.
+
+        A damaged segment does not end it: ``lost`` gets a line that says which images it costs, and why. Raises
+        ModelError.
+        """
+        if not self.reader.complete:
+            lost(self.reader.trouble)
+        several = len(self.reader.segments) > 1 or None
+        with tqdm(desc="decompressing", unit="image", disable=None if several else True) as bar:
+            for found in self.reader.segments:
+                try:
+                    entries = self.reader.entries(found)
+                    found = Found(found.start, len(entries), entries[0].name, entries[-1].name)
+                    pictures = self._decode(found) if any(only(entry.name) for entry in entries) else []
+                except ModelError:
+                    raise
+                except VdvaeCodecError as error:
+                    lost(f"{found} lost: {error}")
+                    continue
+                yield from (picture for picture in pictures if only(picture.name))
+                bar.update(len(entries))
+
+
+def file_name(picture: Picture) -> str:
+    """Of the file that a picture of an archive becomes: its own, if its format is lossless and holds its metadata, or
+    with .png behind."""
+    own = PurePosixPath(picture.name).suffix.lower()
+    if picture.data:
+        return picture.name
+    grey = picture.pixels is not None and picture.pixels.shape[2] == 1
+    keeps = own in SUFFIXES and (own != ".pgm" or grey) and not (picture.metadata and own in PLAIN_SUFFIXES)
+    return picture.name if keeps else picture.name + ".png"

@@ -1,0 +1,176 @@
+"""Images to a segment and back: read -> transform -> tile -> code -> seal. A single image is a segment of one."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdvae_codec import transforms
+from vdvae_codec.codec import tiles
+from vdvae_codec.codec.store import Released, model_named
+from vdvae_codec.codec.visitors import codes_first_pixels_first
+from vdvae_codec.errors import FormatError, VdvaeCodecError
+from vdvae_codec.exact.arithmetic import plain
+from vdvae_codec.format.vdz import Entry, Segment
+from vdvae_codec.images.classical import best_file, is_jpeg, quick_size, rough_size
+from vdvae_codec.images.files import Picture, file_pixels, read_picture
+from vdvae_codec.transforms import Coded
+
+SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
+TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this close to ours
+ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A segment, and what its words were spent on."""
+
+    segment: Segment
+    initial_bits: float  # what the latents of the first groups cost because nothing could be borrowed yet
+    coded_dims: int  # sub-pixels that the model coded
+
+
+@plain()
+def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = True) -> Encoded:
+    """Codes pictures together.
+
+    What no model can code (16 bits, transparency, palettes, animations) is stored as a file. With ``fallback`` so is an
+    image for which WebP, PNG or the file itself is smaller than what the model needs for it. Raises ImageError.
+    """
+    coded = {n: forward(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None}
+    files = {n: best_file(p) for n, p in enumerate(pictures) if p.pixels is None}
+    words = encode_words(list(coded.values()), released)
+    if fallback:
+        smaller = {}
+        for n, bits in zip(coded, words.image_bits):
+            file = smaller_file(pictures[n], bits / 8 + len(zlib.compress(coded[n].side_info)))
+            if file is not None:
+                smaller[n] = file
+        if smaller:
+            coded = {n: own for n, own in coded.items() if n not in smaller}
+            files |= smaller
+            words = encode_words(list(coded.values()), released)
+    entries = tuple(
+        coded_entry(p, coded[n].side_info) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
+    )
+    payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
+    name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
+    crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
+    segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload)
+    return Encoded(segment, words.initial_bits, sum(own.pixels.size for own in coded.values()))
+
+
+def forward(pixels: np.ndarray, released: Released) -> Coded:
+    """What the model codes in the place of pixels (H, W, C) uint8."""
+    return transforms.forward(pixels, masked=codes_first_pixels_first(released.model))
+
+
+def encode_words(coded: Sequence[Coded], released: Released) -> tiles.Words:
+    return tiles.encode([own.pixels for own in coded], [own.chroma_mask for own in coded], released)
+
+
+def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None:
+    """The smallest file of another format, and its suffix, if it has fewer bytes than ours; None if it has not.
+
+    The thorough classical coders are tried where a quick one says that they may win. A JPEG's own bytes would always
+    win, but storing them is no compression: its pixels are coded like any others.
+    """
+    pixels = picture.pixels
+    if pixels is None or is_jpeg(picture.data):
+        return None
+    count = picture.width * picture.height
+    limit = our_bytes * (TRY_SMALL_WITHIN if count <= SMALL_PIXELS else TRY_WITHIN)
+    quick = rough_size if count <= ROUGH_PIXELS else quick_size
+    if (not picture.data or len(picture.data) >= limit) and quick(pixels) >= limit:
+        return None
+    data, suffix = best_file(picture)
+    return (data, suffix) if len(data) < our_bytes else None
+
+
+def coded_entry(picture: Picture, side_info: bytes) -> Entry:
+    assert picture.pixels is not None
+    height, width, channels = picture.pixels.shape
+    own = {"side_info": side_info} if side_info else {}
+    return Entry(picture.name, picture.modified, height, width, channels, metadata=picture.metadata | own)
+
+
+def file_entry(picture: Picture, data: bytes, suffix: str) -> Entry:
+    """Metadata is in the input itself, and in a file with transparency; with others it is the table's."""
+    original = data is picture.data
+    metadata = {} if original or picture.pixels is None else picture.metadata
+    return Entry(
+        picture.name, picture.modified, picture.height, picture.width, 0, len(data), suffix, original, metadata
+    )
+
+
+def checksum(images: Sequence[np.ndarray]) -> int:
+    """CRC-32 of the pixels, image after image."""
+    crc = 0
+    for image in images:
+        crc = zlib.crc32(image.tobytes(), crc)
+    return crc
+
+
+def decode(segment: Segment, model: str | Released | None = None, device: str = "auto") -> list[Picture]:
+    """The images of a segment, checked against their CRC; stored originals come back as the files that they were.
+
+    ``model`` is tried where the model that the segment names is not a shipped one. Raises FormatError or ModelError.
+    """
+    pixels = iter(decode_pixels(segment, model, device))
+    return [
+        decoded_picture(entry, next(pixels) if file is None else None, file)
+        for entry, file in zip(segment.entries, segment.files())
+    ]
+
+
+def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
+    metadata = {key: value for key, value in entry.metadata.items() if key != "side_info"}
+    if file is not None and not entry.original:
+        pixels = file_pixels(file)
+        if pixels.shape[:2] != (entry.height, entry.width):
+            raise FormatError(f"the stored {entry.suffix} file is not of the size that the table says")
+        metadata = metadata or read_picture(file, entry.suffix).metadata
+    data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
+    return Picture(entry.name, pixels, data, suffix, entry.width, entry.height, metadata, entry.modified)
+
+
+@plain()
+def decode_pixels(segment: Segment, model: str | Released | None = None, device: str = "auto") -> list[np.ndarray]:
+    """The pixels (H, W, 1 or 3) uint8 of the images that the model coded. Raises FormatError or ModelError."""
+    entries = [entry for entry in segment.entries if entry.coded]
+    if not entries:
+        return []
+    released = model_named(segment.model, segment.digest, model, device)
+    coded = decode_coded(segment, released)
+    images = [transforms.inverse(own, entry.side_info) for own, entry in zip(coded, entries)]
+    if checksum(images) != segment.pixels_crc:
+        raise FormatError("the decoded pixels do not match their checksum")
+    return images
+
+
+def decode_coded(segment: Segment, released: Released) -> list[np.ndarray]:
+    """What the model codes in the place of pixels (H, W, 1 or 3) uint8. Raises FormatError."""
+    entries = [entry for entry in segment.entries if entry.coded]
+    masks = [chroma_mask(entry, released) for entry in entries]
+    words = segment.payload[: segment.word_bytes]
+    return tiles.decode([e.shape for e in entries], masks, segment.groups, segment.direct, words, released)
+
+
+def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:
+    mask = transforms.chroma_mask(entry.side_info, entry.height, entry.width)
+    if mask is not None and (entry.channels != 3 or not codes_first_pixels_first(released.model)):
+        raise FormatError(f"chroma_mask: model {released.name!r} has none in such an image")
+    return mask
+
+
+def verify(pictures: Sequence[Picture], segment: Segment, released: Released) -> None:
+    """Raises VdvaeCodecError if a segment does not decode to what it was made of."""
+    for picture, decoded in zip(pictures, decode(segment, released)):
+        pixels = file_pixels(picture.data) if picture.pixels is None else picture.pixels
+        same = decoded.data == picture.data if decoded.data else np.array_equal(decoded.pixels, pixels)  # type: ignore[arg-type]
+        if not same:
+            name = picture.name or "the image"
+            raise VdvaeCodecError(f"{name}: does not decode to the same pixels; nothing was written")

@@ -1,0 +1,144 @@
+"""From a float model to its exact twin: calibration on real images, integer weights, latent grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from vdvae_codec.exact.conv import ExactConv
+from vdvae_codec.exact.quantise import BYTE_LEVELS, WEIGHT_LEVELS, Grid, byte_grid, quantise_conv, signed_grid
+from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Takes
+from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
+from vdvae_codec.model.elbo import Elbo, elbo
+from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.latent import LatentLayer
+from vdvae_codec.model.vdvae import VDVAE, exact_twin, prepare
+
+SAMPLES = 2**15  # inputs of a convolution and batch by which its grid is chosen
+ACTIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
+
+
+@torch.no_grad()
+def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
+    """Post-training quantisation of a float model on the CPU: its exact twin, ready to run.
+
+    Calibrated on image batches (B, 3, H, W) float32 in pixel levels, G, R, B. What a convolution takes in is rounded to
+    the grid that it declares (``Conv.takes``), or else to the one of that kind that rounds the values seen with the
+    least error; each output channel's weights get the finest power-of-two grid that keeps its sums below 2^24.
+    ``choose_latents`` sets the latents of both models. Raises ExactnessError if a bound fails.
+    """
+    choose_latents(model, batches)
+    inputs = observe(model, batches)
+    twin = exact_twin(model)
+    for name, exact in twin.named_modules():
+        if isinstance(exact, ExactConv):
+            conv = model.get_submodule(name)
+            assert isinstance(conv, Conv)
+            bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+            levels = BYTE_LEVELS if conv.takes is Takes.BYTES else WEIGHT_LEVELS
+            quantise_conv(exact, conv.weight, bias, inputs[conv].grid(conv.takes), levels)
+    prepare(twin)
+    return twin
+
+
+class Inputs:
+    """What a convolution took in, after its activation: the range, zero included, and some of the values."""
+
+    def __init__(self) -> None:
+        self.low = self.high = 0.0
+        self.samples = [torch.zeros(1)]
+
+    def add(self, x: Tensor) -> None:
+        x = x.flatten()
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        self.samples.append(x[:: -(-len(x) // SAMPLES)])
+
+    def grid(self, takes: Takes | Grid) -> Grid:
+        """The declared grid, or the best one of the kind."""
+        if not isinstance(takes, Takes):
+            return takes
+        fit = byte_grid if takes is Takes.BYTES else signed_grid
+        return fit(torch.cat(self.samples), self.low, self.high)
+
+
+def observe(model: VDVAE, batches: list[Tensor]) -> dict[nn.Module, Inputs]:
+    """What each convolution takes in when the ELBO of the batches is computed."""
+    inputs: dict[nn.Module, Inputs] = {module: Inputs() for module in model.modules() if isinstance(module, Conv)}
+
+    def see(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(conv, Conv)
+        inputs[conv].add(ACTIVATIONS[conv.act](args[0]))
+
+    hooks = [conv.register_forward_pre_hook(see) for conv in inputs]
+    try:
+        elbo_nats(model, batches)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+def elbo_nats(model: VDVAE, batches: list[Tensor]) -> float:
+    """The negative ELBO of all batches, with the same noise at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        terms = [elbo(model, x) for x in batches]
+    return sum(float(t.sum()) for term in terms for t in (*term.kl_nats, *term.nll_nats))
+
+
+class LatentStatistics(Elbo):
+    """Visitor that gathers KL and posterior sigma of every latent channel, as means over elements, (zdim,) a layer."""
+
+    def __init__(self, acts: Acts):
+        super().__init__(acts)
+        self.channel_nats: list[Tensor] = []
+        self.log_sigma: list[Tensor] = []
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        q = posterior(self.acts)
+        self.channel_nats.append(gaussian_kl(q, p).mean((0, 2, 3)))
+        self.log_sigma.append(q.log_sigma.mean((0, 2, 3)))
+        return super().latent(layer, p, lambda acts: q)
+
+
+def latent_statistics(model: VDVAE, batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Mean KL in nats and mean log sigma of an element, (zdim,) a latent layer."""
+    visits = []
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for x in batches:
+            visits.append(LatentStatistics(model.encode(x)))
+            model.walk(x, visits[-1])
+    nats = [torch.stack(layer).mean(0) for layer in zip(*(v.channel_nats for v in visits))]
+    return nats, [torch.stack(layer).mean(0) for layer in zip(*(v.log_sigma for v in visits))]
+
+
+@torch.no_grad()
+def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
+    """Finds the active channels and the grid of every latent layer of a float model, and sets them.
+
+    Channels with next to no KL are inactive, and whole layers without which the ELBO is better. The grid is half the
+    smallest posterior sigma of an active channel.
+    """
+    layers = model.latent_layers
+    if not layers:
+        return
+    for layer in layers:
+        layer.active.fill_(True)
+    nats, log_sigmas = latent_statistics(model, batches)
+    for layer, channels in zip(layers, nats):
+        layer.active.copy_(channels > ACTIVE_NATS)
+    best = elbo_nats(model, batches)
+    for layer, log_sigma in zip(layers, log_sigmas):
+        active = layer.active.clone()
+        smallest = log_sigma[active if active.any() else slice(None)].min()
+        layer.set_grid(1 - math.floor(float(smallest) / math.log(2)))
+        layer.active.fill_(False)
+        without = elbo_nats(model, batches) if active.any() else best
+        if without > best:
+            layer.active.copy_(active)
+        best = min(best, without)

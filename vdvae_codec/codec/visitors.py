@@ -1,0 +1,300 @@
+"""Joins model and coder: what each layer pushes, pops and costs. The only place where tensors become numpy arrays.
+
+All of it runs on exact models (``vdvae_codec.exact``): the parameters that the walk hands over are the same floats on
+every machine, and are rounded to integers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdvae_codec.codec.schedule import MIN_BITS
+from vdvae_codec.entropy.ans import Stack
+from vdvae_codec.entropy.bits_back import Receiver, Sender
+from vdvae_codec.entropy.codec import Codec, chain, nibbles_codec, support_codec
+from vdvae_codec.exact.cdf import ByteNibbles, Tables
+from vdvae_codec.images.tiling import FILL
+from vdvae_codec.model.distributions.gaussian import MIDDLE, Gaussian
+from vdvae_codec.model.distributions.logistics import Mixture
+from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.latent import LatentLayer
+from vdvae_codec.model.layers.phase import PhaseLayer
+from vdvae_codec.model.vdvae import VDVAE
+from vdvae_codec.transforms.chroma import OTHERS, between
+
+
+class Group:
+    """Tiles (B, 3, H, W) of one shape, coded together; channels in G, R, B order.
+
+    ``coded_mask`` (B, 1 or 2, H, W) bool marks what is coded: of the first colour, and of the later ones. Grey images
+    code the first colour alone, which the others copy. Elsewhere the network is shown a fill: beyond the border of an
+    image FILL, and for later colours that are not coded ``between`` those of first pixels of 2x2 blocks.
+    """
+
+    def __init__(self, coded_mask: Tensor):
+        self.coded_mask, self.channels = coded_mask, 1 if coded_mask.shape[1] == 1 else 3
+
+    @cached_property
+    def masked(self) -> Tensor | None:
+        """(B, 1, H, W) bool: pixels whose later colours are not coded though the first is; None for none."""
+        first, later = self.coded_mask[:, :1], self.coded_mask[:, -1:]
+        found = first & ~later
+        return found if bool(found.any()) else None
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the first colour of every pixel is coded."""
+        return bool(self.coded_mask[:, 0].all())
+
+    def positions(self, layer: PhaseLayer) -> list[Tensor | None]:
+        """Indices (N,) of each coded colour's positions in the flattened (B, h, w) of a layer; None for all."""
+        mask = layer.plane(self.coded_mask)
+        first = None if self.whole else mask[:, 0].flatten().nonzero()[:, 0]
+        later = first if self.masked is None else mask[:, -1].flatten().nonzero()[:, 0]
+        return [first, *[later] * (self.channels - 1)]
+
+    def values(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> list[np.ndarray]:
+        """The coded sub-pixels (N,) of each colour of a layer, in p's order, from the image x (B, 3, H, W)."""
+        plane = layer.plane(x).to(torch.int32)
+        flat = [plane[:, c].flatten() for c in p.order[: self.channels]]
+        chosen = zip(flat, self.positions(layer))
+        return [(values if at is None else values[at]).cpu().numpy() for values, at in chosen]
+
+    def fill(self, x: Tensor, layer: PhaseLayer | None = None) -> None:
+        """Writes the colours that are not coded into x (B, 3, H, W), or into the pixels of one layer."""
+        if self.masked is None:
+            return
+        for dy, dx in OTHERS:
+            step = 2
+            if layer is not None:
+                if (layer.offset[0] % 2, layer.offset[1] % 2) != (dy, dx):
+                    continue
+                step, (dy, dx) = layer.stride, layer.offset
+            first = x[:, 1:, ::2, ::2] - x[:, :1, ::2, ::2]  # (B, 2, H/2, W/2)
+            means = between(first, (dy % 2, dx % 2))[:, :, dy // 2 :: step // 2, dx // 2 :: step // 2]
+            pixels = x[:, :, dy::step, dx::step]
+            here = self.masked[:, :, dy::step, dx::step]
+            pixels[:, 1:] = torch.where(here, (pixels[:, :1] + means) % 256, pixels[:, 1:])
+
+
+def codes_first_pixels_first(model: VDVAE) -> bool:
+    """Whether the first pixels of all 2x2 blocks are coded before the others, as ``Group.fill`` needs."""
+    layers = model.pixel_layers
+    odd = [bool(dy % 2 or dx % 2) for dy, dx in (layer.offset for layer in layers)]
+    return all(layer.stride % 2 == 0 and layer.channels == 3 for layer in layers) and odd == sorted(odd)
+
+
+class Coding:
+    """What sender and receiver have in common: distributions to codecs, arrays to tensors."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor):
+        self.model, self.tables, self.group, self.x = model, tables, group, x
+
+    @cached_property
+    def acts(self) -> Acts:
+        """The encoder's activations of x, computed once, when it is known, and only if a latent needs them."""
+        return self.model.encode(self.x)
+
+    def integers(self, layer: LatentLayer, p: Gaussian) -> ByteNibbles:
+        """Distributions of the indices k + 128 of a layer's active latents, z = k 2^-grid_exponent."""
+        return p.integers(self.tables, int(layer.grid_exponent), layer.active.nonzero()[:, 0])
+
+    def z(self, layer: LatentLayer, p: Gaussian, index: np.ndarray) -> Tensor:
+        """Latents (B, zdim, h, w): ``index`` holds the k + 128 of active channels, the others are at p's mean."""
+        z = latent_index(p.mean, layer) - MIDDLE
+        b, _, h, w = z.shape
+        active = torch.from_numpy(index).to(z.device, torch.float32).view(-1, b, h, w) - MIDDLE
+        z[:, layer.active] = active.transpose(0, 1)
+        return z * 2.0 ** -int(layer.grid_exponent)
+
+    def pixel_codec(self, layer: PhaseLayer, p: Mixture) -> Codec:
+        """Codec of the layer's sub-pixels (N,) in 0..255, colour after colour, which depends on those before it."""
+        p = p.on_grid()
+        positions = self.group.positions(layer)
+
+        def colour(n: int) -> Callable[[list[np.ndarray]], Codec]:
+            def given(rows: list[np.ndarray]) -> Codec:
+                x = torch.full_like(p.log_sigma[:, 0], FILL)  # (B, 3, h, w)
+                for known, at, row in zip(p.order, positions, rows):
+                    scatter(x, known, at, row)
+                return support_codec(p.integers(self.tables, p.order[n], x, positions[n]))
+
+            return given
+
+        return chain([colour(n) for n in range(self.group.channels)], self.sizes(layer, positions))
+
+    def sizes(self, layer: PhaseLayer, positions: list[Tensor | None]) -> list[int]:
+        """Number of coded sub-pixels of each colour of a layer."""
+        whole = layer.plane(self.group.coded_mask[:, :1]).numel()
+        return [whole if at is None else len(at) for at in positions]
+
+
+def scatter(x: Tensor, channel: int, positions: Tensor | None, values: np.ndarray) -> None:
+    """Writes values (N,) at the positions (None: all) of one channel of x (B, C, h, w)."""
+    plane = torch.from_numpy(values).to(x.device, torch.float32)
+    if positions is not None:
+        plane = x[:, channel].flatten().index_copy(0, positions, plane)
+    x[:, channel] = plane.view(x[:, channel].shape)
+
+
+def latent_index(mean: Tensor, layer: LatentLayer) -> Tensor:
+    """The nearest grid index k + 128 of a mean, as float32."""
+    return (mean * 2.0 ** int(layer.grid_exponent)).round().clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
+
+
+class Push(Coding):
+    """Visitor that codes a group whose image x is known."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group, x)
+        self.sender = Sender(stack, direct)
+        self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
+        self.layers: list[PhaseLayer | None] = []  # of what the sender pushes; None for latents
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.active.any():
+            return self.z(layer, p, np.zeros(0, np.int32))
+        q = posterior(self.acts)
+        q_integers = self.integers(layer, q)
+
+        def point() -> np.ndarray:
+            index = latent_index(q.mean, layer)[:, layer.active].transpose(0, 1).flatten().int().cpu().numpy()
+            self.initial_bits += float(q_integers.bits(index).sum())
+            return index
+
+        self.layers.append(None)
+        prior = nibbles_codec(self.integers(layer, p))
+        return self.z(layer, p, self.sender.latent(prior, nibbles_codec(q_integers), point))
+
+    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+        self.layers.append(layer)
+        self.sender.observed(self.pixel_codec(layer, p), np.concatenate(self.group.values(layer, p, x)))
+
+    def tile_bits(self, bits: list[np.ndarray], total_bits: float) -> np.ndarray:
+        """What each tile cost, (B,): its pixels, and an equal share of all else, latents and what they borrowed."""
+        count = len(self.x)
+        tiles = np.zeros(count)
+        for layer, costs in zip(self.layers, bits) if count > 1 else ():
+            if layer is not None:
+                positions = self.group.positions(layer)
+                parts = np.split(costs, np.cumsum(self.sizes(layer, positions))[:-1])
+                area = layer.plane(self.x[:1, :1]).numel()
+                tiles += sum(by_tile(part, at, count, area) for part, at in zip(parts, positions))
+        tiles += (total_bits - tiles.sum()) / count
+        return tiles
+
+
+def by_tile(bits: np.ndarray, positions: Tensor | None, count: int, area: int) -> np.ndarray:
+    """Sums (count,) of bits (N,) over the tiles of ``area`` pixels that the positions lie in."""
+    tiles: np.ndarray
+    if positions is None:
+        tiles = bits.reshape(count, -1).sum(1, dtype=np.float64)
+    else:
+        tiles = np.bincount(positions.cpu().numpy() // area, bits, count)
+    return tiles
+
+
+class Pop(Coding):
+    """Visitor that decodes a group and fills in x."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group, x)
+        self.receiver = Receiver(stack, direct)
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.active.any():
+            return self.z(layer, p, np.zeros(0, np.int32))
+
+        def later() -> Codec:  # called when x is known
+            return nibbles_codec(self.integers(layer, posterior(self.acts)))
+
+        return self.z(layer, p, self.receiver.latent(nibbles_codec(self.integers(layer, p)), later))
+
+    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+        values = self.receiver.observed(self.pixel_codec(layer, p))
+        positions, plane = self.group.positions(layer), layer.plane(x)
+        rows = np.split(values, np.cumsum(self.sizes(layer, positions))[:-1])
+        for n, c in enumerate(p.order):
+            coded = min(n, self.group.channels - 1)
+            scatter(plane, c, positions[coded], rows[coded])
+        self.group.fill(x, layer)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What pushing a group cost."""
+
+    initial_bits: float  # of the latents, beyond their share of the elbo: paid by direct groups alone
+    tile_bits: np.ndarray  # (B,)
+
+
+def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool) -> Pushed | None:
+    """Codes x (B, 3, H, W) onto the stack, less what is not coded, which is filled in.
+
+    Returns None, the stack unchanged, if the bits that the group would borrow are not there.
+    """
+    before = stack.bits
+    group.fill(x)
+    visit = Push(model, tables, group, x, stack, direct)
+    model.walk(x, visit)
+    if visit.sender.borrows and stack.bits < MIN_BITS:
+        visit.sender.give_back()
+        return None
+    bits = visit.sender.finish()
+    return Pushed(visit.initial_bits, visit.tile_bits(bits, stack.bits - before))
+
+
+def pop_group(model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool) -> Tensor:
+    """Decodes a group: x (B, 3, H, W) in pixel levels; leaves the stack as it was before ``push_group``."""
+    b, _, height, width = group.coded_mask.shape
+    x = torch.full((b, 3, height, width), float(FILL), device=group.coded_mask.device)
+    visit = Pop(model, tables, group, x, stack, direct)
+    model.walk(x, visit)
+    visit.receiver.finish()
+    return x
+
+
+class Count(Coding):
+    """Visitor that counts the bits that coding would cost: latents (net of what is borrowed) and pixels."""
+
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, seed: int = 0):
+        super().__init__(model, tables, group, x)
+        self.rng = np.random.default_rng(seed)
+        self.kl_bits: list[float] = []
+        self.pixel_bits: list[float] = []
+
+    def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
+        if not layer.active.any():
+            self.kl_bits.append(0.0)
+            return self.z(layer, p, np.zeros(0, np.int32))
+        q = self.integers(layer, posterior(self.acts))
+        k = draw(q, self.rng)
+        self.kl_bits.append(float((self.integers(layer, p).bits(k) - q.bits(k)).sum()))
+        return self.z(layer, p, k)
+
+    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+        p, plane = p.on_grid(), layer.plane(x)
+        coded = zip(p.order, self.group.positions(layer), self.group.values(layer, p, x))
+        self.pixel_bits.append(sum(
+            float(p.integers(self.tables, c, plane, at).bits(row).sum()) for c, at, row in coded
+        ))
+
+
+def draw(d: ByteNibbles, rng: np.random.Generator) -> np.ndarray:
+    """One sample (N,) int32 of each distribution: what popping random bits gives."""
+    words = rng.integers(1, 2**32, 64 + len(d.low), np.uint32)
+    return nibbles_codec(d).pop(Stack(words))
+
+
+def exact_elbo(model: VDVAE, tables: Tables, group: Group, x: Tensor) -> Count:
+    """The negative ELBO of an exact model on a group, in bits, itemised by layer."""
+    group.fill(x)
+    visit = Count(model, tables, group, x)
+    model.walk(x, visit)
+    return visit

@@ -1,0 +1,115 @@
+"""Codecs: pairs of functions with one law, ``pop(push(stack, x))`` gives back stack and x.
+
+After craystack (arXiv 1901.04866): what is coded under what is decided by composing pairs, never by writing an encoder
+and a decoder that must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from vdvae_codec.entropy.ans import SYMBOLS, Stack
+
+
+class Codec(NamedTuple):
+    """``push(stack, x)`` puts an integer array (N,) on the stack and returns what each integer costs, float32 (N,) in
+    bits; ``pop(stack)`` takes the array off again."""
+
+    push: Callable[[Stack, np.ndarray], np.ndarray]
+    pop: Callable[[Stack], np.ndarray]
+
+
+class Nibbles(Protocol):
+    """Distributions of N bytes as frequencies of their high nibbles, and of their low nibbles given the high ones."""
+
+    def coarse(self) -> np.ndarray:
+        """(N, 16) float32"""
+
+    def fine(self, high: np.ndarray) -> np.ndarray:
+        """(N, 16) float32, given the high nibbles (N,)"""
+
+
+class Supports(Protocol):
+    """Distributions of N bytes, each with a support of 14 values where it is likely."""
+
+    def start(self) -> np.ndarray:
+        """First value of each support: (N,) int32 in 0..242"""
+
+    def within(self) -> np.ndarray:
+        """Frequencies of below, the 14 values, above: (N, 16) float32"""
+
+    def beyond(self, rows: np.ndarray, above: np.ndarray) -> Nibbles:
+        """The distributions ``rows`` (n,) given that the byte lies above (n,) bool, or below, their supports."""
+
+
+SUPPORT = SYMBOLS - 2
+
+
+def nibbles_codec(distribution: Nibbles) -> Codec:
+    """Codes arrays (N,) int32 in 0..255 as high and low nibbles: 2 x 15 values of the cdf instead of 255.
+
+    Here push undoes pop as well, whatever bits are popped, as bits-back needs of posteriors.
+    """
+
+    def push(stack: Stack, x: np.ndarray) -> np.ndarray:
+        high, low = np.divmod(x, SYMBOLS)
+        bits = stack.push(low, distribution.fine(high))
+        bits += stack.push(high, distribution.coarse())
+        return bits
+
+    def pop(stack: Stack) -> np.ndarray:
+        high = stack.pop(distribution.coarse())
+        x: np.ndarray = high * SYMBOLS + stack.pop(distribution.fine(high))
+        return x
+
+    return Codec(push, pop)
+
+
+def support_codec(distribution: Supports) -> Codec:
+    """Codes arrays (N,) int32 in 0..255: one symbol says which value of the support, or below, or above it.
+
+    Half the work of ``nibbles_codec``, which codes only those that miss the support. For data: pop undoes push, but
+    push does not undo pop, since bits that were never pushed may say of a byte that it lies beyond, and then a value
+    of the support.
+    """
+
+    def push(stack: Stack, x: np.ndarray) -> np.ndarray:
+        place = np.clip(x - distribution.start() + 1, 0, SUPPORT + 1)
+        rows, missed = misses(place)
+        extra_bits = missed.push(stack, x[rows])
+        bits = stack.push(place, distribution.within())
+        bits[rows] += extra_bits
+        return bits
+
+    def pop(stack: Stack) -> np.ndarray:
+        place = stack.pop(distribution.within())
+        x: np.ndarray = distribution.start() + place - 1
+        rows, missed = misses(place)
+        x[rows] = missed.pop(stack)
+        return x
+
+    def misses(place: np.ndarray) -> tuple[np.ndarray, Codec]:
+        rows = np.flatnonzero((place == 0) | (place == SUPPORT + 1))
+        return rows, nibbles_codec(distribution.beyond(rows, place[rows] > 0))
+
+    return Codec(push, pop)
+
+
+def chain(links: list[Callable[[list[np.ndarray]], Codec]], sizes: list[int]) -> Codec:
+    """Codes parts of an array (N,) one after the other, each under a codec that may depend on the parts before it."""
+
+    def push(stack: Stack, x: np.ndarray) -> np.ndarray:
+        parts = np.split(x, np.cumsum(sizes)[:-1])
+        bits = [links[n](parts[:n]).push(stack, parts[n]) for n in reversed(range(len(links)))]
+        return np.concatenate(bits[::-1])
+
+    def pop(stack: Stack) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for link in links:
+            parts.append(link(parts).pop(stack))
+        return np.concatenate(parts)
+
+    return Codec(push, pop)

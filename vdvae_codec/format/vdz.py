@@ -1,0 +1,470 @@
+"""The bytes of a .vdz file, version 1: segments that stand alone, and an index of several (docs/format.md).
+
+A file of one image is one segment of one image. Every byte is under a CRC-32, all numbers are bounded before memory is
+asked for, and what ``Writer`` cannot have written is a FormatError. No torch, no pickle, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import lzma
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+
+from vdvae_codec.errors import FormatError
+
+T = TypeVar("T")
+
+MAGIC = b"\x89VDZ\r\n\x1a\n"
+VERSION = 1
+KEYS = ("icc", "exif", "xmp", "side_info")  # a key's code is its position
+MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
+MAX_NAMES = 1 << 24  # bytes of them that are names
+MAX_NAME = 1 << 12  # characters
+MAX_IMAGES = 1 << 17  # of a segment
+MAX_GROUPS = 1 << 20
+MAX_SIDE = 1 << 32
+MAX_TIME = 1 << 63
+
+_START = struct.Struct("<8sB")
+_HEAD = struct.Struct("<4sBIQ")
+_CRC = struct.Struct("<I")
+_END = struct.Struct("<II8s")
+_MARKER, _INDEX = b"SEGM", b"VDZINDEX"
+_LAST = 1  # flag of the last segment
+_RAW, _DEFLATE, _LZMA = 0, 1, 2  # how a table is packed
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+_DIGEST_BYTES = 16
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise FormatError(message)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a segment's table says of one image."""
+
+    name: str  # path below a folder, with slashes; "" for a single image
+    modified: int | None  # seconds since 1970
+    height: int
+    width: int
+    channels: int  # 1 or 3 of what the model codes; 0: a file is stored
+    file_bytes: int = 0  # of a stored file
+    suffix: str = ""  # of a stored file, such as ".webp"
+    original: bool = False  # whether the stored file is the input as it was
+    metadata: dict[str, bytes] = field(default_factory=dict)  # by KEYS
+
+    @property
+    def coded(self) -> bool:
+        return self.channels > 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+    @property
+    def side_info(self) -> bytes:
+        """How the pixels are got from those that the model codes (``transforms``)."""
+        return self.metadata.get("side_info", b"")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Images that are coded together. FormatError if the fields contradict each other."""
+
+    entries: tuple[Entry, ...]
+    model: str  # name; "" where nothing is coded
+    digest: bytes  # 16 bytes that identify the model's integers; zeros where nothing is coded
+    groups: tuple[int, ...]  # number of tiles that are coded together, in coding order
+    direct: int  # number of groups, the first ones, that borrow nothing
+    pixels_crc: int  # CRC-32 of all pixels whose images are coded, image after image
+    word_bytes: int  # of the entropy coder
+    payload: bytes  # words, then stored files one behind the other
+
+    def __post_init__(self) -> None:
+        require(0 < len(self.entries) <= MAX_IMAGES, "table: no images, or too many")
+        require(len(_joined(e.name for e in self.entries)) < MAX_NAMES, "table: the names are too long")
+        require(len({e.name for e in self.entries}) == len(self.entries), "table: two images of one name")
+        for entry in self.entries:
+            check_entry(entry, alone=len(self.entries) == 1)
+        coded = any(e.coded for e in self.entries)
+        require(len(self.digest) == _DIGEST_BYTES, "table: a model digest has 16 bytes")
+        require(0 <= self.pixels_crc < 1 << 32, "table: impossible checksum")
+        if coded:
+            name = self.model
+            require(name.isprintable() and 0 < len(name.encode()) < 256, "table: impossible model name")
+        else:
+            unused = (self.model, self.digest, self.groups, self.pixels_crc, self.word_bytes)
+            require(unused == ("", bytes(_DIGEST_BYTES), (), 0, 0), "table: a model that codes nothing")
+        require(len(self.groups) <= MAX_GROUPS and all(size > 0 for size in self.groups), "table: impossible groups")
+        require(0 <= self.direct <= len(self.groups), "table: impossible groups")
+        require(self.word_bytes >= 0 == self.word_bytes % 4, "payload: not a whole number of 32-bit words")
+        stored = sum(e.file_bytes for e in self.entries)
+        require(self.word_bytes + stored == len(self.payload), "payload: its size differs from what its table says")
+
+    def files(self) -> Iterator[bytes | None]:
+        """The stored file of each image, None where it is coded."""
+        start = self.word_bytes
+        for entry in self.entries:
+            yield None if entry.coded else self.payload[start : start + entry.file_bytes]
+            start += entry.file_bytes
+
+
+def check_entry(entry: Entry, alone: bool) -> None:
+    """Raises FormatError for what no image is; only one that is ``alone`` may have no name."""
+    name = entry.name
+    require(is_safe(name) or (alone and not name), f"table: impossible name {name[:MAX_NAME]!r}")
+    sizes = 0 < entry.height < MAX_SIDE and 0 < entry.width < MAX_SIDE and entry.channels in (0, 1, 3)
+    require(sizes, f"table: impossible shape {entry.width}x{entry.height}x{entry.channels}")
+    require(entry.modified is None or -MAX_TIME <= entry.modified < MAX_TIME, "table: impossible time")
+    require(set(entry.metadata) <= set(KEYS), f"table: unknown metadata of {name!r}")
+    if entry.coded:
+        require((entry.file_bytes, entry.suffix, entry.original) == (0, "", False), "table: a coded image with a file")
+    else:
+        require(entry.file_bytes > 0, "table: an empty file")
+        require(re.fullmatch(r"\.[a-z0-9]{1,15}", entry.suffix) is not None, "table: impossible suffix")
+        require("side_info" not in entry.metadata, "table: side information of a stored file")
+
+
+def is_safe(name: str) -> bool:
+    """Whether a name is a plain relative path: no root, no drive, no '..', nothing that a terminal would obey."""
+    if len(name) > MAX_NAME:
+        return False
+    parts = PurePosixPath(name).parts
+    odd = re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\]|^[A-Za-z]:", name)
+    return not odd and bool(parts) and "/".join(parts) == name and parts[0] != "/" and ".." not in parts
+
+
+def is_vdz(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is a .vdz."""
+    return start[: len(MAGIC)] == MAGIC
+
+
+class Writer:
+    """Writes a .vdz to a binary file, segment by segment; each waits until it is known whether it is the last."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._held = file, None  # type: tuple[BinaryIO, Segment | None]
+        self._index: list[tuple[int, Sequence[Entry]]] = []  # bytes and images of the segments
+        self.table_bytes = 0  # all that is neither words nor stored files
+        self._write(_START.pack(MAGIC, VERSION))
+
+    def add(self, segment: Segment) -> None:
+        if self._held is not None:
+            self._segment(self._held, 0)
+        self._held = segment
+
+    def finish(self) -> None:
+        """Ends the file; it must have a segment."""
+        assert self._held is not None
+        self._segment(self._held, _LAST)
+        if len(self._index) > 1:
+            numbers = [_varints(size, len(entries)) for size, entries in self._index]
+            names = _joined(name for _, es in self._index for name in (es[0].name, es[-1].name))
+            table = _pack(b"".join([_varints(len(numbers)), *numbers, names]))
+            self._write(table + _END.pack(zlib.crc32(table), len(table), _INDEX))
+
+    def _segment(self, segment: Segment, flags: int) -> None:
+        table = _pack(_table(segment))
+        head = _HEAD.pack(_MARKER, flags, len(table), len(segment.payload))
+        self._write(head + _CRC.pack(zlib.crc32(table, zlib.crc32(head))) + table)
+        self._file.write(segment.payload)
+        self._write(_CRC.pack(zlib.crc32(segment.payload)))
+        size = _HEAD.size + 2 * _CRC.size + len(table) + len(segment.payload)
+        self._index.append((size, segment.entries))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.table_bytes += len(data)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A segment's place in a file, and what the index says of it."""
+
+    start: int
+    count: int | None = None
+    first: str = "?"
+    last: str = "?"
+
+    def __str__(self) -> str:
+        if self.count is None:
+            return f"the images of the segment at byte {self.start}"
+        return f"{self.count} images, {self.first} to {self.last}," if self.count > 1 else self.first or "the image"
+
+
+class Reader:
+    """Reads a .vdz; raises FormatError if it is none.
+
+    ``complete`` is false where segments are missing at the end, ``trouble`` then says why; those that are there can be
+    read, one behind the other.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        file.seek(0)
+        start = file.read(_START.size)
+        require(is_vdz(start), "not a .vdz file")
+        require(len(start) == _START.size, "truncated within the header")
+        require(start[8] == VERSION, f"format version {start[8]} is unknown: a newer vdvae-codec is needed")
+        self.size = file.seek(0, 2)
+        self.complete, self.trouble = True, ""
+        try:
+            self.segments = self._indexed()
+        except FormatError:
+            self.segments = self._walked()
+
+    def _at(self, start: int, count: int) -> bytes:
+        require(start >= 0 and start + count <= self.size, f"truncated: {self.size} of {start + count} bytes")
+        self._file.seek(start)
+        return self._file.read(count)
+
+    def _indexed(self) -> list[Found]:
+        crc, count, magic = _END.unpack(self._at(self.size - _END.size, _END.size))
+        require(magic == _INDEX, "no index")
+        table = self._at(self.size - _END.size - count, count)
+        require(zlib.crc32(table) == crc, "the index is damaged")
+        numbers = _Numbers(_unpack(table))
+        segments = numbers.varint()
+        require(1 < segments <= self.size // _HEAD.size, "index: damaged")
+        sizes = [(numbers.varint(), numbers.varint()) for _ in range(segments)]
+        names = _names(numbers.rest(), 2 * segments)
+        require(len(names) == 2 * segments and all(is_safe(name) or not name for name in names), "index: damaged")
+        *starts, end = itertools.accumulate((size for size, _ in sizes), initial=_START.size)
+        require(end == self.size - _END.size - count, "index: damaged")
+        return [Found(*row) for row in zip(starts, (images for _, images in sizes), names[::2], names[1::2])]
+
+    def _walked(self) -> list[Found]:
+        """The segments one behind the other, as far as their heads go; ``trouble`` if the last of them is missing."""
+        found: list[Found] = []
+        start, flags = _START.size, 0
+        while not flags & _LAST and start + _HEAD.size <= self.size:
+            marker, flags, table_bytes, payload_bytes = _HEAD.unpack(self._at(start, _HEAD.size))
+            if marker != _MARKER or flags > _LAST:
+                self._incomplete("the header of a segment is damaged")
+                return found
+            found.append(Found(start))
+            start += _HEAD.size + 2 * _CRC.size + table_bytes + payload_bytes
+        if not flags & _LAST:
+            self._incomplete(f"truncated: it ends after {self.size} bytes, before its last segment")
+        elif len(found) > 1:
+            self._incomplete("the index at the end is missing or damaged: segments are taken as they come")
+        elif start > self.size:
+            self._incomplete(f"truncated: {self.size} of {start} bytes")
+        elif start < self.size:
+            self._incomplete(f"{self.size - start} bytes follow the end of the file")
+        return found
+
+    def _incomplete(self, trouble: str) -> None:
+        self.complete, self.trouble = False, trouble
+
+    def entries(self, found: Found) -> tuple[Entry, ...]:
+        """The images of a segment, from its table alone; raises FormatError if that is damaged."""
+        entries: tuple[Entry, ...] = _fields(self._table(found)[0])[0]
+        for entry in entries:
+            check_entry(entry, alone=len(entries) == 1)
+        return entries
+
+    def segment(self, found: Found) -> Segment:
+        """A whole segment; raises FormatError if it is damaged."""
+        numbers, start, size = self._table(found)
+        payload = self._at(start, size)
+        require(zlib.crc32(payload) == _CRC.unpack(self._at(start + size, _CRC.size))[0], "the payload is damaged")
+        fields = _fields(numbers)
+        return Segment(*fields, payload)  # type: ignore[call-arg]
+
+    def _table(self, found: Found) -> tuple[_Numbers, int, int]:
+        """A segment's table, and where its payload begins and how long it is."""
+        head = self._at(found.start, _HEAD.size)
+        marker, flags, table_bytes, payload_bytes = _HEAD.unpack(head)
+        require(marker == _MARKER and flags <= _LAST, "the header is damaged")
+        crc = _CRC.unpack(self._at(found.start + _HEAD.size, _CRC.size))[0]
+        start = found.start + _HEAD.size + _CRC.size
+        table = self._at(start, table_bytes)
+        require(zlib.crc32(table, zlib.crc32(head)) == crc, "the header is damaged")
+        return _Numbers(_unpack(table)), start + table_bytes, payload_bytes
+
+
+def _table(s: Segment) -> bytes:
+    """A segment's table, unpacked: columns over the images, runs of equal values where they are likely."""
+    names = _joined(e.name for e in s.entries)
+    parts = [_varints(len(names)), names, _short(s.model)]
+    if s.model:
+        runs = list(_runs(s.groups))
+        parts += [s.digest, _CRC.pack(s.pixels_crc)]
+        parts += [_varints(s.word_bytes // 4, s.direct, len(runs), *itertools.chain(*runs))]
+    for value, repeat in _runs(e.modified for e in s.entries):
+        parts.append(_varints(0 if value is None else 1 + _zigzag(value), repeat))
+    for shape, repeat in _runs(e.shape for e in s.entries):
+        parts.append(_varints(*shape, repeat))
+    for e in s.entries:
+        if not e.coded:
+            parts.append(_varints(e.file_bytes, e.original) + _short(e.suffix))
+    for e in s.entries:
+        parts.append(_varints(len(e.metadata)))
+        for code, key in enumerate(KEYS):
+            if key in e.metadata:
+                parts.append(_varints(code, len(e.metadata[key])) + e.metadata[key])
+    return b"".join(parts)
+
+
+def _fields(numbers: _Numbers) -> tuple[Any, ...]:
+    """All fields of a ``Segment`` but the payload, from what ``_table`` gave."""
+    names = _names(numbers.take(numbers.varint()), MAX_IMAGES)
+    model = numbers.text()
+    digest, crc, word_bytes, direct, groups = bytes(_DIGEST_BYTES), 0, 0, 0, []  # type: bytes, int, int, int, list[int]
+    if model:
+        digest, crc = numbers.take(_DIGEST_BYTES), _CRC.unpack(numbers.take(_CRC.size))[0]
+        word_bytes, direct, runs = 4 * numbers.varint(), numbers.varint(), numbers.varint()
+        for _ in range(runs):
+            size, repeat = numbers.varint(), numbers.varint()
+            require(0 < repeat <= MAX_GROUPS - len(groups), "table: impossible groups")
+            groups += [size] * repeat
+    modified = [None if n == 0 else _unzigzag(n - 1) for (n,) in numbers.column(1, len(names))]
+    shapes = numbers.column(3, len(names))
+    files = [(0, "", False) if shape[2] else numbers.file() for shape in shapes]
+    metadata = [numbers.metadata() for _ in names]
+    require(numbers.at_end, "table: unexpected bytes at the end")
+    rows = zip(names, modified, shapes, files, metadata)
+    entries = tuple(
+        Entry(name, time, height, width, channels, *file, own)
+        for name, time, (height, width, channels), file, own in rows
+    )
+    return entries, model, digest, tuple(groups), direct, crc, word_bytes
+
+
+class _Numbers:
+    """Takes a table apart from front to back; FormatError where it ends too early or holds the impossible."""
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._position = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._position == len(self._data)
+
+    def take(self, count: int) -> bytes:
+        require(count <= len(self._data) - self._position, "table: truncated")
+        self._position += count
+        return self._data[self._position - count : self._position]
+
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self._position)
+
+    def varint(self) -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            byte = self.take(1)[0]
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+        raise FormatError("table: a number is too large")
+
+    def text(self) -> str:
+        """A length byte, and UTF-8."""
+        return _text(self.take(self.take(1)[0]))
+
+    def column(self, width: int, count: int) -> list[tuple[int, ...]]:
+        """``count`` rows of ``width`` numbers, kept as runs of equal ones."""
+        rows: list[tuple[int, ...]] = []
+        while len(rows) < count:
+            row, repeat = tuple(self.varint() for _ in range(width)), self.varint()
+            require(0 < repeat <= count - len(rows), "table: a column does not fit")
+            rows += [row] * repeat
+        return rows
+
+    def file(self) -> tuple[int, str, bool]:
+        """Bytes, suffix and originality of a stored file."""
+        size, original, suffix = self.varint(), self.varint(), self.text()
+        require(original < 2, "table: damaged")
+        return size, suffix, bool(original)
+
+    def metadata(self) -> dict[str, bytes]:
+        own: dict[str, bytes] = {}
+        for _ in range(self.varint()):
+            code = self.varint()
+            require(code < len(KEYS) and KEYS[code] not in own, f"table: unknown or repeated metadata {code}")
+            own[KEYS[code]] = self.take(self.varint())
+        return own
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError("table: a name is not UTF-8") from error
+
+
+def _joined(names: Iterable[str]) -> bytes:
+    return "\0".join(names).encode(errors="surrogatepass")
+
+
+def _names(data: bytes, most: int) -> list[str]:
+    """What ``_joined`` was given; FormatError for more than ``most``."""
+    require(len(data) < MAX_NAMES and data.count(0) < most, "table: too many names, or too long ones")
+    return _text(data).split("\0")
+
+
+def _short(text: str) -> bytes:
+    """A length byte, and UTF-8."""
+    data = text.encode()
+    return bytes([len(data)]) + data
+
+
+def _runs(values: Iterable[T]) -> Iterator[tuple[T, int]]:
+    """(value, repeat) of each run of equal values."""
+    return ((value, len(list(run))) for value, run in itertools.groupby(values))
+
+
+def _zigzag(value: int) -> int:
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def _unzigzag(value: int) -> int:
+    return -(value + 1 >> 1) if value & 1 else value >> 1
+
+
+def _varints(*numbers: int) -> bytes:
+    """Unsigned LEB128: 7 bits a byte, lowest first, the top bit says that more follow."""
+    out = bytearray()
+    for number in numbers:
+        while number > 127:
+            out.append(number & 127 | 128)
+            number >>= 7
+        out.append(number)
+    return bytes(out)
+
+
+def _pack(table: bytes) -> bytes:
+    """A byte that says how, and the table so that it is shortest; raises FormatError if it is too large to be read."""
+    require(len(table) < MAX_TABLE, "table: too much metadata for one segment")
+    deflated = zlib.compress(table, 9, -zlib.MAX_WBITS)
+    packed = lzma.compress(table, lzma.FORMAT_RAW, filters=_FILTERS)
+    kinds = ((_RAW, table), (_DEFLATE, deflated), (_LZMA, packed))
+    kind, shortest = min(kinds, key=lambda choice: len(choice[1]))
+    return bytes([kind]) + shortest
+
+
+def _unpack(data: bytes) -> bytes:
+    """What ``_pack`` was given, of bounded size."""
+    require(len(data) > 0 and data[0] <= _LZMA, "table: damaged")
+    if data[0] == _RAW:
+        return data[1:]
+    inflater = (
+        zlib.decompressobj(-zlib.MAX_WBITS) if data[0] == _DEFLATE
+        else lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
+    )
+    try:
+        table: bytes = inflater.decompress(data[1:], MAX_TABLE)
+    except (zlib.error, lzma.LZMAError) as error:
+        raise FormatError("table: damaged") from error
+    require(len(table) < MAX_TABLE and inflater.eof and not inflater.unused_data, "table: damaged")
+    return table

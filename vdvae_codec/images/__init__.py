@@ -1,0 +1,1 @@
+"""Image files and arrays: formats and metadata, classical coders, tiles. Knows nothing of models."""

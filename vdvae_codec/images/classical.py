@@ -1,0 +1,67 @@
+"""Classical lossless coders: what is stored where they are smaller than a model, and a quick judge of sizes."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+
+import numpy as np
+
+from vdvae_codec.errors import ImageError
+from vdvae_codec.images.files import OPTIONS, Picture, encode, file_pixels, rgba_pixels
+
+_WEBP_SIDE = 16383  # the largest side that WebP can hold
+_SMALL = 256 * 256  # pixels up to which PNG is tried beside WebP
+_PNG_FRAME = 57  # bytes of a PNG around its compressed pixels
+
+
+def best_file(picture: Picture) -> tuple[bytes, str]:
+    """The smallest file that holds exactly the picture, and its suffix: the input itself, a WebP or a PNG.
+
+    If the picture has ``pixels`` then a new file carries no metadata: that is the container's, and counted here. The
+    input itself is ``picture.data``, the same object. Raises ImageError for pixels that no such file can hold.
+    """
+    best, suffix, limit = picture.data, picture.suffix, len(picture.data) or sys.maxsize
+    if picture.pixels is None:
+        pixels, carried = rgba_pixels(picture.data), picture.metadata
+    else:
+        pixels, carried = picture.pixels, {}
+        limit -= sum(len(zlib.compress(value)) for value in picture.metadata.values())
+    if pixels is None:
+        return best, suffix
+    for format, options in _coders(pixels):
+        data = encode(pixels, format, carried, options)
+        if len(data) < limit and np.array_equal(file_pixels(data), pixels):
+            best, suffix, limit = data, f".{format.lower()}", len(data)
+    if not best:
+        raise ImageError(f"{picture.name or 'pixels'}: no image file holds them exactly")
+    return best, suffix
+
+
+def _coders(pixels: np.ndarray) -> list[tuple[str, dict[str, int]]]:
+    """Pillow's names and options of the coders that are worth trying on (H, W, C) uint8."""
+    webp = pixels.shape[2] > 1 and max(pixels.shape) <= _WEBP_SIDE  # it cannot say that an image is grey
+    png = not webp or pixels.shape[0] * pixels.shape[1] <= _SMALL
+    return [("WEBP", OPTIONS["WEBP"])] * webp + [("PNG", {"optimize": 1})] * png
+
+
+def quick_size(pixels: np.ndarray) -> int:
+    """Bytes of a fast classical coding of (H, W, 1 or 3) uint8: 0.1 s a megapixel, within 5 % of the thorough one.
+
+    Grey images, and those that WebP cannot hold, are judged by their PNG.
+    """
+    if pixels.shape[2] == 1 or max(pixels.shape) > _WEBP_SIDE:
+        return len(encode(pixels, "PNG", {}, {"compress_level": 3}))
+    return len(encode(pixels, "WEBP", {}, {"lossless": True, "quality": 0, "method": 1, "exact": True}))
+
+
+def rough_size(pixels: np.ndarray) -> int:
+    """Bytes that zlib makes of the differences from the pixels on the left, mostly within 30 % of a PNG: 0.1 ms for
+    32x32 pixels."""
+    differences = pixels.copy()
+    differences[:, 1:] -= pixels[:, :-1]
+    return _PNG_FRAME + len(zlib.compress(differences.tobytes(), 1))
+
+
+def is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"

@@ -1,0 +1,252 @@
+"""Image files to arrays and back, with their metadata; folders of images."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from vdvae_codec.errors import ImageError
+
+with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
+    importlib.import_module("pillow_jxl")
+
+_INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of metadata to Pillow's
+_FORMATS = {
+    ".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
+}  # fmt: skip
+SUFFIXES = frozenset(_FORMATS)  # of the lossless formats that can be written
+OPTIONS: dict[str, dict[str, int]] = {  # by Pillow's name of the format
+    "PNG": {"compress_level": 4},
+    "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
+}
+_PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
+# tags that say where and how a TIFF's own pixels lie
+_TIFF_LAYOUT = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338}
+_TIFF_BITS, _TIFF_SAMPLES, _TIFF_CHILDREN, _TIFF_XMP = 258, 277, 330, 700
+_SPACE = rb"\s+(?:#[^\r\n]*[\r\n]\s*)*"
+_PPM_HEADER = re.compile(rb"P([2356])%b(\d+)%b(\d+)%b(\d+)\s" % (_SPACE, _SPACE, _SPACE))
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image, on its way in and on its way out.
+
+    An image file as ``read_picture`` found it, or an array (``picture_of``), or what was decoded. ``pixels`` has (H, W,
+    1 or 3) uint8, EXIF orientation not applied, where these are all there is, which is what a model codes; None: only
+    the file says what it holds. Decoded from a stored WebP or PNG that replaced a file they may be of another kind.
+    """
+
+    name: str  # path with slashes, below a folder; empty for a single image
+    pixels: np.ndarray | None
+    data: bytes  # the file itself; empty for pixels without a file
+    suffix: str  # of the file's name, or else of its format: lower case with the dot
+    width: int
+    height: int
+    metadata: dict[str, bytes]  # icc, exif, xmp where present
+    modified: int | None = None  # seconds since 1970
+
+    def to_bytes(self, suffix: str | None = None) -> tuple[bytes, str]:
+        """An image file and its suffix: the file itself where there is one, else pixels and metadata as ``suffix``.
+
+        By default .png. Raises ImageError for another suffix than the file's, and as ``write_image``.
+        """
+        if self.data:
+            if suffix is not None and suffix.lower() != self.suffix:
+                name = self.name or "the image"
+                raise ImageError(f"{name}: kept as the {self.suffix} file that it was; cannot be written as {suffix}")
+            return self.data, self.suffix
+        if self.pixels is None:
+            raise ImageError(f"{self.name or 'the image'}: neither a file nor pixels")
+        suffix = (suffix or ".png").lower()
+        return write_image(self.pixels, self.metadata, suffix), suffix
+
+
+class _NoLimits:
+    """Context in which Pillow takes large images and profiles; its limits are the process's own, and come back.
+
+    Any number of threads may be inside, any number of times: the first one in lifts the limits, the last one out sets
+    what the first one found.
+    """
+
+    LIFTED = (
+        (Image, "MAX_IMAGE_PIXELS", None),  # sizes are checked where memory is asked for
+        (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 26),  # colour profiles of over 1 MiB
+        (PngImagePlugin, "MAX_TEXT_MEMORY", 1 << 26),
+    )
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._found = threading.Lock(), 0, list[object]()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._found = [getattr(module, name) for module, name, _ in self.LIFTED]
+                for module, name, value in self.LIFTED:
+                    setattr(module, name, value)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for (module, name, _), value in zip(self.LIFTED, self._found):
+                    setattr(module, name, value)
+
+
+no_limits = _NoLimits()
+
+
+@contextmanager
+def _naming(name: str | Path) -> Iterator[None]:
+    """Turns whatever Pillow and its plug-ins raise into a one-line ImageError."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image file that can be read") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: cannot be read as an image ({reason})") from error
+
+
+@contextmanager
+def _opened(file: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
+    """An image file, opened by Pillow without its limits; any error until it is closed is an ImageError."""
+    with _naming(name), no_limits, Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+        yield image
+
+
+def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:
+    """Reads any image as (H, W, 3) uint8; raises ImageError naming the file, or ``name``."""
+    with _opened(file, name or str(file)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder, sorted by path, that have the suffix of an image format that Pillow knows."""
+    suffixes = set(Image.registered_extensions())
+    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in suffixes)
+
+
+def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
+    """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
+
+    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample and no transparency.
+    """
+    with _opened(data, name) as image:
+        image.load()
+        pixels = _pixels(image) if image.mode in ("L", "RGB") and _is_still_8_bit(image, data) else None
+        entries = {key: image.info.get(theirs) for key, theirs in _INFO.items()}
+        metadata = {key: value for key, value in entries.items() if isinstance(value, bytes) and value}
+        known = (Path(name).suffix.lower(), f".{image.format}".lower(), ".png")
+        suffix = next(s for s in known if s in Image.registered_extensions())
+        return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified)
+
+
+def picture_of(pixels: np.ndarray, name: str = "", modified: int | None = None) -> Picture:
+    """A picture of an array (H, W), (H, W, 1) or (H, W, 3) uint8 without a file; raises ImageError for any other."""
+    array = pixels[..., None] if pixels.ndim == 2 else pixels
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
+        raise ImageError(f"{name or 'pixels'}: expected (H, W, 1 or 3) uint8, got {pixels.shape} {pixels.dtype}")
+    return Picture(name, array, b"", ".png", array.shape[1], array.shape[0], {}, modified)
+
+
+def file_pixels(data: bytes) -> np.ndarray:
+    """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError."""
+    with _opened(data, "payload") as image:
+        return _pixels(image)
+
+
+def rgba_pixels(data: bytes) -> np.ndarray | None:
+    """(H, W, 4) uint8 if the file is a PNG of that kind; raises ImageError."""
+    with _opened(data, "picture") as image:
+        whole = image.format == "PNG" and image.mode == "RGBA" and _is_still_8_bit(image, data)
+        return _pixels(image) if whole else None
+
+
+def write_image(pixels: np.ndarray, metadata: dict[str, bytes], suffix: str) -> bytes:
+    """A file of the suffix's format that holds pixels (H, W, 1, 3 or 4) uint8 exactly.
+
+    PNG, WebP and TIFF carry icc, exif and xmp; WebP stores grey as RGB. Raises ImageError for other suffixes, for
+    arrays of another kind, and for what the format cannot hold: transparency, metadata.
+    """
+    format = _FORMATS.get(suffix.lower())
+    if format is None:
+        raise ImageError(f"{suffix or 'no suffix'}: not a lossless format that can be written ({' '.join(_FORMATS)})")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ImageError(f"pixels: expected (H, W, 1, 3 or 4) uint8, got {pixels.shape} {pixels.dtype}")
+    if suffix.lower() == ".pgm" and pixels.shape[2] > 1:
+        raise ImageError(".pgm: holds grey images only")
+    if format in _PLAIN and pixels.shape[2] == 4:
+        raise ImageError(f"{suffix}: holds no transparency; .png, .webp and .tif do")
+    if format in _PLAIN and metadata:
+        lost = ", ".join(key.upper() for key in metadata)
+        raise ImageError(f"{suffix}: would lose the image's metadata ({lost}); .png, .webp and .tif hold it")
+    return encode(pixels, format, metadata, OPTIONS.get(format, {}))
+
+
+def encode(pixels: np.ndarray, format: str, metadata: dict[str, bytes], options: dict[str, int]) -> bytes:
+    """Writes (H, W, C) uint8 in Pillow's ``format`` with as much of the metadata as it carries; raises ImageError."""
+    out = BytesIO()
+    keys: dict[str, object] = {_INFO[key]: value for key, value in metadata.items() if key in _INFO}
+    try:
+        if format == "PNG" and "xmp" in keys:
+            text = PngImagePlugin.PngInfo()
+            text.add(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + metadata["xmp"])
+            keys["pnginfo"] = text
+        elif format == "TIFF":
+            keys["exif"] = _tiff_tags(metadata)
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format, **keys, **options)
+    except Exception as error:
+        raise ImageError(f"cannot write the image as {format} ({' '.join(str(error).split())})") from error
+    return out.getvalue()
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) in the image's mode."""
+    return np.array(image).reshape(image.height, image.width, -1)
+
+
+def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
+    """Whether the file holds 8-bit samples of one opaque frame and Pillow shows all of them.
+
+    Pillow scales other depths to 8 bits in silence, so the file itself is asked. Formats where that takes a parser are
+    left out: the JPEG XL plug-in, for one, drops both the low bits of deep samples and all frames but the first.
+    """
+    if getattr(image, "n_frames", 1) != 1 or "transparency" in image.info:
+        return False
+    if image.format == "PNG":
+        return data[12:16] == b"IHDR" and data[24] == 8
+    if image.format == "TIFF":  # no extra samples, and no image beside this one: raw photographs hide theirs there
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        whole = tags.get(_TIFF_SAMPLES, 1) == len(image.getbands()) and _TIFF_CHILDREN not in tags
+        return whole and all(bits == 8 for bits in tags.get(_TIFF_BITS, (1,)))
+    if image.format == "PPM":
+        header = _PPM_HEADER.match(data)
+        if header is None or int(header[4]) != 255:
+            return False
+        samples = image.width * image.height * len(image.getbands())
+        return header[1] in b"23" or len(data) == header.end() + samples  # more bytes are more images
+    if image.format == "BMP":
+        return data[24 if data[14] == 12 else 28] in (8, 24)  # the oldest header has 12 bytes
+    return image.format in ("JPEG", "WEBP", "TGA", "QOI")
+
+
+def _tiff_tags(metadata: dict[str, bytes]) -> Image.Exif:
+    """EXIF and XMP as tags of a TIFF, less the tags that say where its own pixels lie."""
+    tags = Image.Exif()
+    if "exif" in metadata:
+        tags.load(metadata["exif"])
+    for tag in _TIFF_LAYOUT & set(tags):
+        del tags[tag]
+    if "xmp" in metadata:
+        tags[_TIFF_XMP] = metadata["xmp"]
+    return tags

@@ -1,0 +1,1 @@
+"""Layers of the list, a file a kind. ``model.kinds`` is their registry."""
