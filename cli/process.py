@@ -10,14 +10,18 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+SPINS = 5000  # of a waiting thread before it sleeps: as fast as with more, and not stalled beside busy programs
+
 
 def tune_process() -> None:
     """Speeds up what torch will do; to be called before it is imported. Changes no result.
 
-    OpenMP's threads sleep while they wait for each other, or a second busy program would stall them many times over: a
-    setting of the user's own stays. glibc keeps the memory of big tensors instead of having it mapped anew each time.
+    GNU OpenMP's threads wait actively for each other, but only for some microseconds, or a second busy program would
+    stall them many times over (docs/benchmarks.md): a policy of the user's own stays. glibc keeps the memory of big
+    tensors instead of having it mapped anew each time.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, size in ((-3, 32 << 20), (-1, 512 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

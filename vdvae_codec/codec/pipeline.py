@@ -30,7 +30,6 @@ class Encoded:
 
     segment: Segment
     initial_bits: float  # what the latents of the first groups cost because nothing could be borrowed yet
-    coded_dims: int  # sub-pixels that the model coded
 
 
 @plain()
@@ -60,7 +59,7 @@ def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = 
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
     crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
     segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload)
-    return Encoded(segment, words.initial_bits, sum(own.pixels.size for own in coded.values()))
+    return Encoded(segment, words.initial_bits)
 
 
 def forward(pixels: np.ndarray, released: Released) -> Coded:

@@ -39,6 +39,7 @@ class Group:
 
     def __init__(self, coded_mask: Tensor):
         self.coded_mask, self.channels = coded_mask, 1 if coded_mask.shape[1] == 1 else 3
+        self._positions: dict[PhaseLayer, list[Tensor | None]] = {}
 
     @cached_property
     def masked(self) -> Tensor | None:
@@ -54,10 +55,12 @@ class Group:
 
     def positions(self, layer: PhaseLayer) -> list[Tensor | None]:
         """Indices (N,) of each coded colour's positions in the flattened (B, h, w) of a layer; None for all."""
-        mask = layer.plane(self.coded_mask)
-        first = None if self.whole else mask[:, 0].flatten().nonzero()[:, 0]
-        later = first if self.masked is None else mask[:, -1].flatten().nonzero()[:, 0]
-        return [first, *[later] * (self.channels - 1)]
+        if layer not in self._positions:
+            mask = layer.plane(self.coded_mask)
+            first = None if self.whole else mask[:, 0].flatten().nonzero()[:, 0]
+            later = first if self.masked is None else mask[:, -1].flatten().nonzero()[:, 0]
+            self._positions[layer] = [first, *[later] * (self.channels - 1)]
+        return self._positions[layer]
 
     def values(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> list[np.ndarray]:
         """The coded sub-pixels (N,) of each colour of a layer, in p's order, from the image x (B, 3, H, W)."""

@@ -17,7 +17,7 @@ SYMBOLS = 16  # size of the alphabet: a nibble
 def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     """-log2 of the probabilities of symbols (N,) under rows of frequencies (N, 16): float32 (N,)."""
     chosen = np.take_along_axis(frequencies, symbols[:, None], 1)[:, 0]
-    bits: np.ndarray = np.log2(frequencies @ np.ones(SYMBOLS, np.float32) / chosen)
+    bits: np.ndarray = np.log2(frequencies.sum(1) / chosen)
     return bits
 
 
