@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY, random_crops
-from training_worker import CPU, RECIPE, command, rows, same, without_time, work, write_images
+from training_worker import CPU, RECIPE, command, rows, same, without_time, work
 
 from vdvae_codec.codec.store import Released
 from vdvae_codec.codec.visitors import Group, exact_elbo
@@ -26,20 +26,6 @@ from vdvae_codec.training.recipe import read_recipe, write_config
 from vdvae_codec.training.sources import open_images
 from vdvae_codec.training.start import starting_point
 from vdvae_codec.training.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def folder(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder, photo)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.toml"
-    write_config(path, TINY, RECIPE)
-    return path
 
 
 @pytest.fixture(scope="module")

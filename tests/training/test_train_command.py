@@ -10,27 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny import TINY
 from torch.distributed.run import get_args_parser
-from training_worker import RECIPE, rows, write_images
+from training_worker import RECIPE, rows
 
 from vdvae_codec.cli.main import main
 from vdvae_codec.cli.train import train as train_command
 from vdvae_codec.images.files import write_image
 from vdvae_codec.training.checkpoint import latest_checkpoint, load_tensors, read_checkpoint
-from vdvae_codec.training.recipe import write_config
-
-
-@pytest.fixture(scope="module")
-def folder(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder, photo)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.toml"
-    write_config(path, TINY, RECIPE)
-    return path
 
 
 @pytest.fixture(scope="module")

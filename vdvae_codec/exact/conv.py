@@ -114,13 +114,13 @@ class ByteConv:
     def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor, zero: int):
         cout, _, k, _ = weight.shape
         self.unit, self.bias, self.zero, self.offsets = unit, bias, zero, torch.zeros(cout, dtype=torch.int64)
-        self.window = [1, 1], [k // 2, k // 2], [1, 1], 1  # stride, padding, dilation, groups
-        self.weight = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), unit, 1.0, zero, *self.window)
+        self.geometry = [1, 1], [k // 2, k // 2], [1, 1], 1  # stride, padding, dilation, groups
+        self.weight = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), unit, 1.0, zero, *self.geometry)
 
     def __call__(self, a: Tensor) -> Tensor:
         x = a.add_(self.zero).to(torch.uint8).contiguous(memory_format=torch.channels_last)
         y: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, self.zero, self.weight, self.unit, self.offsets, self.bias, *self.window,
+            x, 1.0, self.zero, self.weight, self.unit, self.offsets, self.bias, *self.geometry,
             1.0, 0, torch.float32, "none", [], "",
         )
         return y
