@@ -278,6 +278,15 @@ def test_stored_files_that_are_no_images_of_that_size(tiny_model: Released) -> N
         pipeline.decode(dataclasses.replace(segment, payload=bytes(len(segment.payload))))
 
 
+def test_stored_files_in_place_of_others_are_png_or_webp_alone(tiny_model: Released) -> None:
+    segment = pipeline.encode([picture_of(screenshot(0, 40, 30))], tiny_model).segment
+    (entry,) = segment.entries
+    file = picture_of(screenshot(0, 40, 30)).to_bytes(".bmp")[0]
+    forged = dataclasses.replace(entry, file_bytes=len(file))
+    with pytest.raises(ImageError, match="not an image file that can be read"):
+        pipeline.decode(dataclasses.replace(segment, entries=(forged,), payload=file))
+
+
 def test_another_model_is_refused_by_name_and_digest(segment: Segment, tiny_model: Released) -> None:
     other = dataclasses.replace(segment, digest=bytes(range(16)))
     refused(other, tiny_model, ModelError, f"'tiny'.*{other.digest.hex()}")

@@ -273,6 +273,14 @@ def test_random_tables_behind_right_checksums() -> None:
         check_refused_or_consistent(sealed(head, table, rest, packing=n % 5))
 
 
+def test_an_index_may_hold_more_names_than_a_table() -> None:
+    count = vdz.MAX_NAMES // (2 * vdz.MAX_NAME) + 1
+    entries = [Entry(f"{n:0{vdz.MAX_NAME}}", None, 1, 1, 0, 1, ".png", True) for n in range(count)]
+    data = written(*[Segment((e,), "", bytes(16), (), 0, 0, 0, b"x") for e in entries])
+    reader = Reader(BytesIO(data))
+    assert reader.complete and [found.first for found in reader.segments] == [e.name for e in entries]
+
+
 def test_edits_of_the_index_behind_right_checksums() -> None:
     segments = [MIXED, FILES, ALONE]
     data = written(*segments)

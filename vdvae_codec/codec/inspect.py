@@ -16,7 +16,7 @@ from vdvae_codec.codec.visitors import exact_elbo, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError, ImageError
 from vdvae_codec.exact.arithmetic import plain
-from vdvae_codec.format.vdz import VERSION, Segment
+from vdvae_codec.format.vdz import VERSION, Entry, Segment
 from vdvae_codec.images.files import read_picture
 from vdvae_codec.model.sampling import reconstructions, sheet
 
@@ -26,14 +26,18 @@ RECONSTRUCTED_SIDE = 256  # pixels of the part of an image that is reconstructed
 def info(file: BinaryIO) -> dict[str, Any]:
     """What the tables of a .vdz say, without decoding an image; sizes in bytes. Raises FormatError."""
     archive = Archive(file)
-    segments = list(archive.segments())
-    entries = [entry for segment in segments for entry in segment.entries]
-    word_bytes = sum(segment.word_bytes for segment in segments)
+    entries: list[Entry] = []
+    models, groups, segments, word_bytes = set[str](), list[int](), 0, 0
+    for segment in archive.segments():  # one at a time: their payloads are the file
+        entries += segment.entries
+        models |= {f"{segment.model} {segment.digest.hex()}"} if segment.model else set()
+        groups += segment.groups
+        segments, word_bytes = segments + 1, word_bytes + segment.word_bytes
     stored_bytes = sum(entry.file_bytes for entry in entries)
     names = dict.fromkeys(name for entry in entries for name in transforms.names(entry.side_info))
     row: dict[str, Any] = {
-        "version": VERSION, "images": len(entries), "segments": len(segments),
-        "models": sorted({f"{s.model} {s.digest.hex()}" for s in segments if s.model}), "transforms": list(names),
+        "version": VERSION, "images": len(entries), "segments": segments,
+        "models": sorted(models), "transforms": list(names),
         "stored": sum(not entry.coded for entry in entries), "word_bytes": word_bytes, "stored_bytes": stored_bytes,
         "table_bytes": archive.reader.size - word_bytes - stored_bytes, "file_bytes": archive.reader.size,
     }
@@ -41,7 +45,7 @@ def info(file: BinaryIO) -> dict[str, Any]:
         entry = entries[0]
         row |= {
             "width": entry.width, "height": entry.height, "channels": entry.channels,
-            "groups": list(segments[0].groups), "metadata": {k: len(v) for k, v in entry.metadata.items()},
+            "groups": groups, "metadata": {k: len(v) for k, v in entry.metadata.items()},
         }
     return row
 

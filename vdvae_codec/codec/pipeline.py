@@ -15,7 +15,7 @@ from vdvae_codec.codec.visitors import codes_first_pixels_first
 from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
-from vdvae_codec.images.classical import best_file, is_jpeg, quick_size, rough_size
+from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, quick_size, rough_size
 from vdvae_codec.images.files import Picture, file_pixels, read_picture
 from vdvae_codec.transforms import Coded
 
@@ -128,7 +128,7 @@ def decode(segment: Segment, model: str | Released | None = None, device: str = 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
     metadata = {key: value for key, value in entry.metadata.items() if key != "side_info"}
     if file is not None and not entry.original:
-        pixels = file_pixels(file)
+        pixels = file_pixels(file, FORMATS)  # others may run programs (EPS), and are never written
         if pixels.shape[:2] != (entry.height, entry.width):
             raise FormatError(f"the stored {entry.suffix} file is not of the size that the table says")
         metadata = metadata or read_picture(file, entry.suffix).metadata

@@ -24,7 +24,7 @@ MAGIC = b"\x89VDZ\r\n\x1a\n"
 VERSION = 1
 KEYS = ("icc", "exif", "xmp", "side_info")  # a key's code is its position
 MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
-MAX_NAMES = 1 << 24  # bytes of them that are names
+MAX_NAMES = 1 << 24  # bytes of a table that are names
 MAX_NAME = 1 << 12  # characters
 MAX_IMAGES = 1 << 17  # of a segment
 MAX_GROUPS = 1 << 20
@@ -235,7 +235,7 @@ class Reader:
         segments = numbers.varint()
         require(1 < segments <= self.size // _HEAD.size, "index: damaged")
         sizes = [(numbers.varint(), numbers.varint()) for _ in range(segments)]
-        names = _names(numbers.rest(), 2 * segments)
+        names = _names(numbers.rest(), 2 * segments, MAX_TABLE)
         require(len(names) == 2 * segments and all(is_safe(name) or not name for name in names), "index: damaged")
         *starts, end = itertools.accumulate((size for size, _ in sizes), initial=_START.size)
         require(end == self.size - _END.size - count, "index: damaged")
@@ -407,9 +407,9 @@ def _joined(names: Iterable[str]) -> bytes:
     return "\0".join(names).encode(errors="surrogatepass")
 
 
-def _names(data: bytes, most: int) -> list[str]:
+def _names(data: bytes, most: int, most_bytes: int = MAX_NAMES) -> list[str]:
     """What ``_joined`` was given; FormatError for more than ``most``."""
-    require(len(data) < MAX_NAMES and data.count(0) < most, "table: too many names, or too long ones")
+    require(len(data) < most_bytes and data.count(0) < most, "table: too many names, or too long ones")
     return _text(data).split("\0")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.files import OPTIONS, Picture, encode, file_pixels, rgba_pixels
 
+FORMATS = ("PNG", "WEBP")  # Pillow's names of those in which ``best_file`` writes a new file
 _WEBP_SIDE = 16383  # the largest side that WebP can hold
 _SMALL = 256 * 256  # pixels up to which PNG is tried beside WebP
 _PNG_FRAME = 57  # bytes of a PNG around its compressed pixels

@@ -73,7 +73,7 @@ class Picture:
 class _NoLimits:
     """Context in which Pillow takes large images and profiles; its limits are the process's own, and come back.
 
-    Any number of threads may be inside, any number of times: the first one in lifts the limits, the last one out sets
+    Any number of threads may hold it, any number of times: the first one in lifts the limits, the last one out sets
     what the first one found.
     """
 
@@ -84,20 +84,20 @@ class _NoLimits:
     )
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._found = threading.Lock(), 0, list[object]()
+        self._lock, self._holders, self._found = threading.Lock(), 0, list[object]()
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._holders == 0:
                 self._found = [getattr(module, name) for module, name, _ in self.LIFTED]
                 for module, name, value in self.LIFTED:
                     setattr(module, name, value)
-            self._inside += 1
+            self._holders += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._holders -= 1
+            if self._holders == 0:
                 for (module, name, _), value in zip(self.LIFTED, self._found):
                     setattr(module, name, value)
 
@@ -118,9 +118,15 @@ def _naming(name: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: Path | bytes, name: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened by Pillow without its limits; any error until it is closed is an ImageError."""
-    with _naming(name), no_limits, Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
+def _opened(
+    file: Path | bytes, name: str | Path, formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    """An image file, opened by Pillow without its limits; any error until it is closed is an ImageError.
+
+    ``formats`` are Pillow's names of those that are tried; None: all.
+    """
+    opened = BytesIO(file) if isinstance(file, bytes) else file
+    with _naming(name), no_limits, Image.open(opened, formats=formats) as image:
         yield image
 
 
@@ -159,9 +165,12 @@ def picture_of(pixels: np.ndarray, name: str = "", modified: int | None = None) 
     return Picture(name, array, b"", ".png", array.shape[1], array.shape[0], {}, modified)
 
 
-def file_pixels(data: bytes) -> np.ndarray:
-    """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError."""
-    with _opened(data, "payload") as image:
+def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
+    """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError.
+
+    ``formats`` are Pillow's names of those that are read; None: all.
+    """
+    with _opened(data, "payload", formats) as image:
         return _pixels(image)
 
 

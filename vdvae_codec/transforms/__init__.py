@@ -48,8 +48,8 @@ def inverse(coded: np.ndarray, side_info: bytes) -> np.ndarray:
 
     ``coded`` is left as it is, and is what comes back where nothing was applied.
     """
-    steps = [(_known(code), own) for code, own in base.unpack(side_info)]
-    for transform, own in reversed(steps):
+    applied = [(_known(code), own) for code, own in base.unpack(side_info)]
+    for transform, own in reversed(applied):
         coded = transform.inverse(coded, own)
     return coded
 
