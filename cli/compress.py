@@ -90,9 +90,10 @@ def text(row: dict[str, Any], many: bool) -> str:
     """A row of JSON as a line for people."""
     share = 100 * row["output_bytes"] / max(1, row["input_bytes"])
     images = f"{row['images']} images, " if many else ""
+    rate = f"{row['bpd']:.3f} bits per dim" if row["dims"] else "stored as it was"
     return (
         f"{row['input']} -> {row['output']}: {images}{row['input_bytes']} -> {row['output_bytes']} bytes "
-        f"({share:.1f} %), {row['bpd']:.3f} bits per dim, {row['seconds']:.1f} s"
+        f"({share:.1f} %), {rate}, {row['seconds']:.1f} s"
     )
 
 

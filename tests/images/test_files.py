@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import threading
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -292,3 +293,10 @@ assert limits() == (1000, 1001, 1002)
 def test_metadata_that_would_be_lost_is_refused(suffix: str) -> None:
     with pytest.raises(ImageError, match=rf"^{suffix}: would lose the image's metadata \(ICC, XMP\); \.png"):
         write_image(GREY, {"icc": ICC, "xmp": XMP}, suffix)
+
+
+def test_files_that_other_programs_would_read_are_refused() -> None:
+    eps = BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(eps, "EPS")
+    with pytest.raises(ImageError, match=r"x\.eps: not an image file that can be read"):
+        read_picture(eps.getvalue(), "x.eps")

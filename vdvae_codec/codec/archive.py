@@ -46,8 +46,8 @@ class Report:
 
     @property
     def bpd(self) -> float:
-        """Bits of the file per sub-pixel, less the files of images that no model can code."""
-        return 8 * (self.output_bytes - self.other_bytes) / max(1, self.dims)
+        """Bits of the file per sub-pixel, less the files of images that no model can code; 0 if there are none."""
+        return 8 * (self.output_bytes - self.other_bytes) / self.dims if self.dims else 0.0
 
 
 def compress(

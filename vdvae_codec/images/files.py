@@ -19,6 +19,7 @@ from vdvae_codec.errors import ImageError
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
 
+_RUN_PROGRAMS = ("EPS",)  # formats that Pillow gives to other programs to read: refused
 _INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of metadata to Pillow's
 _FORMATS = {
     ".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
@@ -123,9 +124,12 @@ def _opened(
 ) -> Iterator[Image.Image]:
     """An image file, opened by Pillow without its limits; any error until it is closed is an ImageError.
 
-    ``formats`` are Pillow's names of those that are tried; None: all.
+    ``formats`` are Pillow's names of those that are tried; None: all that run no other program.
     """
     opened = BytesIO(file) if isinstance(file, bytes) else file
+    if formats is None:
+        Image.init()
+        formats = tuple(format for format in Image.ID if format not in _RUN_PROGRAMS)
     with _naming(name), no_limits, Image.open(opened, formats=formats) as image:
         yield image
 
