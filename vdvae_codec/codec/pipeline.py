@@ -22,6 +22,7 @@ from vdvae_codec.transforms import Coded
 SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
 TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this close to ours
 ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
+WORTH_CODING_AGAIN = 1e-3  # share of a segment that files must save, since its other images are then coded again
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = 
     files = {n: best_file(p) for n, p in enumerate(pictures) if p.pixels is None}
     words = encode_words(list(coded.values()), released)
     if fallback:
-        smaller = {}
+        smaller, saved_bytes = {}, 0.0
         for n, bits in zip(coded, words.image_bits):
-            file = smaller_file(pictures[n], bits / 8 + len(zlib.compress(coded[n].side_info)))
+            our_bytes = bits / 8 + len(zlib.compress(coded[n].side_info))
+            file = smaller_file(pictures[n], our_bytes)
             if file is not None:
                 smaller[n] = file
-        if smaller:
+                saved_bytes += our_bytes - len(file[0])
+        if len(smaller) == len(coded) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
             coded = {n: own for n, own in coded.items() if n not in smaller}
             files |= smaller
             words = encode_words(list(coded.values()), released)
