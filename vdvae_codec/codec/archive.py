@@ -17,6 +17,7 @@ from vdvae_codec.codec import pipeline
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
+from vdvae_codec.format.whole import replacing
 from vdvae_codec.images.files import SUFFIXES, Picture, image_files, picture_of, read_picture
 
 SEGMENT = 10_000  # images of a segment
@@ -88,18 +89,9 @@ def write_archive(
     Takes one segment of at most ``segment`` images at a time; a damaged byte costs its segment and no more. The file
     appears when it is complete. Raises ImageError, ModelError or VdvaeCodecError.
     """
-    out = Path(path)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            report = write(
-                (named(as_picture(name, image)) for name, image in images), file, model, device, segment=segment,
-                fallback=fallback, verify=verify,
-            )
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return report
+    pictures = (named(as_picture(name, image)) for name, image in images)
+    with replacing(Path(path)) as file:
+        return write(pictures, file, model, device, segment=segment, fallback=fallback, verify=verify)
 
 
 def open_archive(

@@ -171,8 +171,14 @@ def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:
 def verify(pictures: Sequence[Picture], segment: Segment, released: Released) -> None:
     """Raises VdvaeCodecError if a segment does not decode to what it was made of."""
     for picture, decoded in zip(pictures, decode(segment, released)):
-        pixels = file_pixels(picture.data) if picture.pixels is None else picture.pixels
-        same = decoded.data == picture.data if decoded.data else np.array_equal(decoded.pixels, pixels)  # type: ignore[arg-type]
-        if not same:
+        if not is_same(picture, decoded):
             name = picture.name or "the image"
             raise VdvaeCodecError(f"{name}: does not decode to the same pixels; nothing was written")
+
+
+def is_same(picture: Picture, decoded: Picture) -> bool:
+    """Whether a decoded picture is what was coded: the same file, or the same pixels."""
+    if decoded.data:
+        return decoded.data == picture.data
+    pixels = file_pixels(picture.data) if picture.pixels is None else picture.pixels
+    return decoded.pixels is not None and np.array_equal(decoded.pixels, pixels)

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vdvae_codec.errors import VdvaeCodecError
+from vdvae_codec.format.whole import replacing
 from vdvae_codec.scoring.scores import Row
 
 COLUMNS = ("name", "width", "height", "channels", "bpd", "corrected_bpd", "ood", "p", "typicality")  # of a CSV
@@ -41,20 +42,6 @@ def rows_file(path: Path, head: Mapping[str, Any], resume: bool = False) -> Iter
     yield [], rows.append
     with replacing(path) as file:
         file.write(save(rows))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file under another name that becomes ``path`` at the end; in case of an error ``path`` stays as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
