@@ -64,7 +64,7 @@ def train(
         recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
         with processes(pick_device(device)) as (process, its_device):
             check(config, recipe, out, resume, process.world)
-            sets = training_sets(data, val, recipe, config.max_stride, out / "cache", process)
+            sets = training_sets(data, val, recipe, config.multiple, out / "cache", process)
             options = RunOptions(resume, start, minutes, shard_mib, keep)
             final = run(config, recipe, *sets, out, its_device, options, process)
             if process.first:

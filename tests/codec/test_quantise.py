@@ -7,9 +7,10 @@ from laws import TABLES
 from tiny import TINY, quantised, random_crops, untrained
 from torch import Tensor
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.quantise import elbo_nats, quantise_model
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.exact.conv import ExactConv
 from vdvae_codec.model.blocks import Conv, Takes
 from vdvae_codec.model.vdvae import VDVAE, float_state

@@ -8,9 +8,10 @@ import torch
 from laws import TABLES, check_inverse, random_stack
 from tiny import TINY, quantised, random_crops, untrained
 
+from vdvae_codec.codec.group import Group, codes_first_pixels_first
 from vdvae_codec.codec.schedule import MIN_BITS
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Group, Pushed, codes_first_pixels_first, exact_elbo, pop_group, push_group
+from vdvae_codec.codec.visitors import Pushed, exact_elbo, pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.images.tiling import FILL, Place, cut_tiles, tile_boxes, tile_grid
 from vdvae_codec.model.layers.phase import PhaseConfig
@@ -33,7 +34,7 @@ def cut(pixels: np.ndarray, places: list[Place], tile: tuple[int, int]) -> tuple
 def whole(pixels: np.ndarray, released: Released) -> tuple[torch.Tensor, Group]:
     """All tiles of pixels (H, W, C) as one group."""
     height, width = pixels.shape[:2]
-    tile = tile_grid(height, width, released.config.tile, released.config.max_stride)
+    tile = tile_grid(height, width, released.config.tile, released.config.multiple)
     return cut(pixels, [(0, box) for box in tile_boxes(height, width, tile)], tile)
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import random_crops
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.store import WEIGHTS, Released, known_answer, load_released
-from vdvae_codec.codec.visitors import Group, pop_group, push_group
+from vdvae_codec.codec.visitors import pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.exact.arithmetic import plain, precisions
 

@@ -10,7 +10,8 @@ from laws import TABLES
 from tiny import quantised, random_crops, untrained
 from torch import Tensor
 
-from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.codec.group import Group
+from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.errors import ExactnessError
 from vdvae_codec.exact.activations import unfused_hard_swish
 from vdvae_codec.exact.conv import LIMIT, ExactConv, bytes_are_exact, partial_sum_bound

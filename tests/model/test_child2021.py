@@ -12,8 +12,9 @@ from laws import TABLES, check_inverse
 from tiny import quantised, random_crops
 from torch import Tensor
 
+from vdvae_codec.codec.group import Group, codes_first_pixels_first
 from vdvae_codec.codec.store import find_config
-from vdvae_codec.codec.visitors import Group, codes_first_pixels_first, exact_elbo, pop_group, push_group
+from vdvae_codec.codec.visitors import exact_elbo, pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import ConfigError, ModelError
 from vdvae_codec.model.child2021 import (

@@ -15,8 +15,9 @@ from laws import check_inverse
 from tiny import TINY, quantised, random_crops, untrained
 from torch import Tensor
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.store import WEIGHTS, load_released, save_released
-from vdvae_codec.codec.visitors import Group, exact_elbo, pop_group, push_group
+from vdvae_codec.codec.visitors import exact_elbo, pop_group, push_group
 from vdvae_codec.errors import ConfigError
 from vdvae_codec.exact.conv import ExactConv
 from vdvae_codec.model.blocks import Block, Conv

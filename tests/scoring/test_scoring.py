@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.errors import ImageError, ModelError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.model.config import ModelConfig

@@ -113,4 +113,4 @@ def test_shipped_recipes_are_read() -> None:
     paths = sorted((Path(__file__).parents[2] / "models").glob("*/config.toml"))
     assert len(paths) > 3
     for path in paths:
-        assert read_recipe(path).crop % read_config(path).max_stride == 0
+        assert read_recipe(path).crop % read_config(path).multiple == 0

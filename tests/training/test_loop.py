@@ -14,8 +14,9 @@ from PIL import Image
 from tiny import TINY, random_crops
 from training_worker import CPU, RECIPE, command, rows, same, without_time, work
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.errors import ModelError, TrainingError
 from vdvae_codec.model.config import read_config, to_dict
 from vdvae_codec.model.layers.phase import PhaseConfig

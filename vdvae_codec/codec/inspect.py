@@ -131,7 +131,7 @@ def reconstruct(
     y0, x0 = (max(0, side - RECONSTRUCTED_SIDE) // 2 for side in picture.pixels.shape[:2])
     pixels = picture.pixels[y0 : y0 + RECONSTRUCTED_SIDE, x0 : x0 + RECONSTRUCTED_SIDE]
     height, width, channels = pixels.shape
-    multiple = released.config.max_stride
+    multiple = released.config.multiple
     tile = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     run = tiles.Run(tile, channels, [(0, (0, 0, height, width))])
     x, _ = tiles.tensor_of([pixels], run.places, run, [None], released.device)

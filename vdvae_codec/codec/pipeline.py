@@ -10,8 +10,8 @@ import numpy as np
 
 from vdvae_codec import transforms
 from vdvae_codec.codec import tiles
+from vdvae_codec.codec.group import codes_first_pixels_first
 from vdvae_codec.codec.store import Released, model_named
-from vdvae_codec.codec.visitors import codes_first_pixels_first
 from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment

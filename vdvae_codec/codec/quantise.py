@@ -39,8 +39,8 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             conv = model.get_submodule(name)
             assert isinstance(conv, Conv)
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
-            levels = BYTE_LEVELS if conv.takes is Takes.BYTES else WEIGHT_LEVELS
-            quantise_conv(exact, conv.weight, bias, inputs[conv].grid(conv.takes), levels)
+            levels = BYTE_LEVELS if conv.of_bytes else WEIGHT_LEVELS
+            quantise_conv(exact, conv.weights(), bias, inputs[conv].grid(conv.takes), levels)
     prepare(twin)
     return twin
 

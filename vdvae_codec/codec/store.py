@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vdvae_codec.codec.visitors import Group, push_group
+from vdvae_codec.codec.group import Group
+from vdvae_codec.codec.visitors import push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import ConfigError, ExactnessError, ModelError
 from vdvae_codec.exact.arithmetic import plain

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.schedule import code_groups
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Group, pop_group, push_group
+from vdvae_codec.codec.visitors import pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError
 from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes, tile_grid
@@ -48,7 +49,7 @@ class Words:
 
 def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
     """The tiles that a model cuts images of a shape into: part of the format, never to be changed."""
-    return tile_grid(shape[0], shape[1], config.tile, config.max_stride)
+    return tile_grid(shape[0], shape[1], config.tile, config.multiple)
 
 
 def runs_of(shapes: Sequence[Shape], config: ModelConfig) -> list[Run]:

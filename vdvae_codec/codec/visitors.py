@@ -6,7 +6,7 @@ every machine, and are rounded to integers here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,86 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdvae_codec.codec.group import Group, fill
+from vdvae_codec.codec.pixels import pixel_codec, scatter
 from vdvae_codec.codec.schedule import MIN_BITS
+from vdvae_codec.codec.waves import ORDER, wave_codec
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.entropy.bits_back import Receiver, Sender
-from vdvae_codec.entropy.codec import Codec, chain, nibbles_codec, support_codec
+from vdvae_codec.entropy.codec import Codec, nibbles_codec
 from vdvae_codec.exact.cdf import ByteNibbles, Tables
 from vdvae_codec.images.tiling import FILL
 from vdvae_codec.model.distributions.gaussian import MIDDLE, Gaussian
 from vdvae_codec.model.distributions.logistics import Mixture
-from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.base import Acts, PixelLayer, State, Visitor
+from vdvae_codec.model.layers.causal import CausalLayer
 from vdvae_codec.model.layers.latent import LatentLayer
-from vdvae_codec.model.layers.phase import PhaseLayer
 from vdvae_codec.model.vdvae import VDVAE
-from vdvae_codec.transforms.chroma import OTHERS, between
 
 
-class Group:
-    """Tiles (B, 3, H, W) of one shape, coded together; channels in G, R, B order.
-
-    ``coded_mask`` (B, 1 or 2, H, W) bool marks what is coded: of the first colour, and of the later ones. Grey images
-    code the first colour alone, which the others copy. Elsewhere the network is shown a fill: beyond the border of an
-    image FILL, and for later colours that are not coded ``between`` those of first pixels of 2x2 blocks.
-    """
-
-    def __init__(self, coded_mask: Tensor):
-        self.coded_mask, self.channels = coded_mask, 1 if coded_mask.shape[1] == 1 else 3
-        self._positions: dict[PhaseLayer, list[Tensor | None]] = {}
-
-    @cached_property
-    def masked(self) -> Tensor | None:
-        """(B, 1, H, W) bool: pixels whose later colours are not coded though the first is; None for none."""
-        first, later = self.coded_mask[:, :1], self.coded_mask[:, -1:]
-        found = first & ~later
-        return found if bool(found.any()) else None
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether the first colour of every pixel is coded."""
-        return bool(self.coded_mask[:, 0].all())
-
-    def positions(self, layer: PhaseLayer) -> list[Tensor | None]:
-        """Indices (N,) of each coded colour's positions in the flattened (B, h, w) of a layer; None for all."""
-        if layer not in self._positions:
-            mask = layer.plane(self.coded_mask)
-            first = None if self.whole else mask[:, 0].flatten().nonzero()[:, 0]
-            later = first if self.masked is None else mask[:, -1].flatten().nonzero()[:, 0]
-            self._positions[layer] = [first, *[later] * (self.channels - 1)]
-        return self._positions[layer]
-
-    def values(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> list[np.ndarray]:
-        """The coded sub-pixels (N,) of each colour of a layer, in p's order, from the image x (B, 3, H, W)."""
-        plane = layer.plane(x).to(torch.int32)
-        flat = [plane[:, c].flatten() for c in p.order[: self.channels]]
-        chosen = zip(flat, self.positions(layer))
-        return [(values if at is None else values[at]).cpu().numpy() for values, at in chosen]
-
-    def fill(self, x: Tensor, layer: PhaseLayer | None = None) -> None:
-        """Writes the colours that are not coded into x (B, 3, H, W), or into the pixels of one layer."""
-        if self.masked is None:
-            return
-        for dy, dx in OTHERS:
-            step = 2
-            if layer is not None:
-                if (layer.offset[0] % 2, layer.offset[1] % 2) != (dy, dx):
-                    continue
-                step, (dy, dx) = layer.stride, layer.offset
-            first = x[:, 1:, ::2, ::2] - x[:, :1, ::2, ::2]  # (B, 2, H/2, W/2)
-            means = between(first, (dy % 2, dx % 2))[:, :, dy // 2 :: step // 2, dx // 2 :: step // 2]
-            pixels = x[:, :, dy::step, dx::step]
-            here = self.masked[:, :, dy::step, dx::step]
-            pixels[:, 1:] = torch.where(here, (pixels[:, :1] + means) % 256, pixels[:, 1:])
-
-
-def codes_first_pixels_first(model: VDVAE) -> bool:
-    """Whether the first pixels of all 2x2 blocks are coded before the others, as ``Group.fill`` needs."""
-    layers = model.pixel_layers
-    odd = [bool(dy % 2 or dx % 2) for dy, dx in (layer.offset for layer in layers)]
-    return all(layer.stride % 2 == 0 and layer.channels == 3 for layer in layers) and odd == sorted(odd)
-
-
-class Coding:
+class Coding(Visitor):
     """What sender and receiver have in common: distributions to codecs, arrays to tensors."""
 
     def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor):
@@ -116,35 +54,9 @@ class Coding:
         z[:, layer.active] = active.transpose(0, 1)
         return z * 2.0 ** -int(layer.grid_exponent)
 
-    def pixel_codec(self, layer: PhaseLayer, p: Mixture) -> Codec:
-        """Codec of the layer's sub-pixels (N,) in 0..255, colour after colour, which depends on those before it."""
-        p = p.on_grid()
-        positions = self.group.positions(layer)
-
-        def colour(n: int) -> Callable[[list[np.ndarray]], Codec]:
-            def given(rows: list[np.ndarray]) -> Codec:
-                x = torch.full_like(p.log_sigma[:, 0], FILL)  # (B, 3, h, w)
-                for known, at, row in zip(p.order, positions, rows):
-                    scatter(x, known, at, row)
-                return support_codec(p.integers(self.tables, p.order[n], x, positions[n]))
-
-            return given
-
-        return chain([colour(n) for n in range(self.group.channels)], self.sizes(layer, positions))
-
-    def sizes(self, layer: PhaseLayer, positions: list[Tensor | None]) -> list[int]:
-        """Number of coded sub-pixels of each colour of a layer."""
-        whole = layer.plane(self.group.coded_mask[:, :1]).numel()
-        return [whole if at is None else len(at) for at in positions]
-
-
-def scatter(x: Tensor, channel: int, positions: Tensor | None, values: np.ndarray) -> None:
-    """Writes values (N,) at the positions (None: all) of one channel of x (B, C, h, w)."""
-    plane = torch.from_numpy(values).to(x.device, torch.float32)
-    if positions is not None:
-        plane = x[:, channel].flatten().index_copy(0, positions, plane)
-    x[:, channel] = plane.view(x[:, channel].shape)
-
+    def observed(self, layer: PixelLayer, p: Mixture) -> Codec:
+        """Codec of a layer's coded sub-pixels (N,), colour after colour."""
+        return pixel_codec(self.tables, p.on_grid(), self.group.positions(layer), self.group.channels)
 
 def latent_index(mean: Tensor, layer: LatentLayer) -> Tensor:
     """The nearest grid index k + 128 of a mean, as float32."""
@@ -158,7 +70,7 @@ class Push(Coding):
         super().__init__(model, tables, group, x)
         self.sender = Sender(stack, direct)
         self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
-        self.layers: list[PhaseLayer | None] = []  # of what the sender pushes; None for latents
+        self.layers: list[PixelLayer | None] = []  # of what the sender pushes; None for latents
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         if not layer.active.any():
@@ -175,9 +87,15 @@ class Push(Coding):
         prior = nibbles_codec(self.integers(layer, p))
         return self.z(layer, p, self.sender.latent(prior, nibbles_codec(q_integers), point))
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
+        self._observed(layer, self.observed(layer, p), p.order, x)
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        self._observed(layer, wave_codec(self.tables, self.group, layer, state), ORDER, state.x)
+
+    def _observed(self, layer: PixelLayer, codec: Codec, order: Sequence[int], x: Tensor) -> None:
         self.layers.append(layer)
-        self.sender.observed(self.pixel_codec(layer, p), np.concatenate(self.group.values(layer, p, x)))
+        self.sender.observed(codec, np.concatenate(self.group.values(layer, order, x)))
 
     def tile_bits(self, bits: list[np.ndarray], total_bits: float) -> np.ndarray:
         """What each tile cost, (B,): its pixels, and an equal share of all else, latents and what they borrowed."""
@@ -186,7 +104,7 @@ class Push(Coding):
         for layer, costs in zip(self.layers, bits) if count > 1 else ():
             if layer is not None:
                 positions = self.group.positions(layer)
-                parts = np.split(costs, np.cumsum(self.sizes(layer, positions))[:-1])
+                parts = np.split(costs, np.cumsum(self.group.sizes(layer))[:-1])
                 area = layer.plane(self.x[:1, :1]).numel()
                 tiles += sum(by_tile(part, at, count, area) for part, at in zip(parts, positions))
         tiles += (total_bits - tiles.sum()) / count
@@ -219,14 +137,17 @@ class Pop(Coding):
 
         return self.z(layer, p, self.receiver.latent(nibbles_codec(self.integers(layer, p)), later))
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
-        values = self.receiver.observed(self.pixel_codec(layer, p))
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
+        values = self.receiver.observed(self.observed(layer, p))
         positions, plane = self.group.positions(layer), layer.plane(x)
-        rows = np.split(values, np.cumsum(self.sizes(layer, positions))[:-1])
+        rows = np.split(values, np.cumsum(self.group.sizes(layer))[:-1])
         for n, c in enumerate(p.order):
             coded = min(n, self.group.channels - 1)
             scatter(plane, c, positions[coded], rows[coded])
         self.group.fill(x, layer)
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        self.receiver.observed(wave_codec(self.tables, self.group, layer, state))
 
 
 @dataclass(frozen=True)
@@ -243,7 +164,7 @@ def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Sta
     Returns None, the stack unchanged, if the bits that the group would borrow are not there.
     """
     before = stack.bits
-    group.fill(x)
+    fill(model, group, x)
     visit = Push(model, tables, group, x, stack, direct)
     model.walk(x, visit)
     if visit.sender.borrows and stack.bits < MIN_BITS:
@@ -281,9 +202,9 @@ class Count(Coding):
         self.kl_bits.append(float((self.integers(layer, p).bits(k) - q.bits(k)).sum()))
         return self.z(layer, p, k)
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         p, plane = p.on_grid(), layer.plane(x)
-        coded = zip(p.order, self.group.positions(layer), self.group.values(layer, p, x))
+        coded = zip(p.order, self.group.positions(layer), self.group.values(layer, p.order, x))
         self.pixel_bits.append(sum(
             float(p.integers(self.tables, c, plane, at).bits(row).sum()) for c, at, row in coded
         ))
@@ -297,7 +218,7 @@ def draw(d: ByteNibbles, rng: np.random.Generator) -> np.ndarray:
 
 def exact_elbo(model: VDVAE, tables: Tables, group: Group, x: Tensor) -> Count:
     """The negative ELBO of an exact model on a group, in bits, itemised by layer."""
-    group.fill(x)
+    fill(model, group, x)
     visit = Count(model, tables, group, x)
     model.walk(x, visit)
     return visit

@@ -6,7 +6,7 @@ and a decoder that must agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,6 +46,14 @@ class Supports(Protocol):
 
 
 SUPPORT = SYMBOLS - 2
+
+
+class Bytes(NamedTuple):
+    """One colour of some pixels: N distributions, the bytes x (N,) int32, and the part that each belongs to (N,)."""
+
+    distribution: Supports
+    x: np.ndarray
+    part: np.ndarray
 
 
 def nibbles_codec(distribution: Nibbles) -> Codec:
@@ -96,6 +104,42 @@ def support_codec(distribution: Supports) -> Codec:
         return rows, nibbles_codec(distribution.beyond(rows, place[rows] > 0))
 
     return Codec(push, pop)
+
+
+def push_parts(stack: Stack, colours: Sequence[Bytes]) -> list[np.ndarray]:
+    """Pushes what ``pop`` of ``support_codec`` gives back part by part, and in each part colour after colour.
+
+    One array of symbols and frequencies instead of many small ones. Returns what each byte costs, float32 (N,) in
+    bits, of each colour.
+    """
+    rows = [support_rows(colour.distribution, colour.x) for colour in colours]
+    stages = 3 * len(rows)
+    key = np.concatenate([
+        colour.part[owner] * stages + 3 * n + stage
+        for n, (colour, (_, _, owner, stage)) in enumerate(zip(colours, rows))
+    ])
+    order = np.argsort(key, kind="stable")
+    symbols, frequencies = (np.concatenate([row[n] for row in rows]) for n in range(2))
+    costs = np.empty(len(key), np.float32)
+    costs[order] = stack.push(symbols[order], frequencies[order])
+    ends = np.cumsum([len(row[0]) for row in rows])[:-1]
+    return [
+        np.bincount(owner, cost, len(colour.x)).astype(np.float32)
+        for colour, (_, _, owner, _), cost in zip(colours, rows, np.split(costs, ends))
+    ]
+
+
+def support_rows(distribution: Supports, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The symbols by which ``support_codec`` codes x (N,): symbols (M,), their frequencies (M, 16), which of x they
+    belong to, and the stage at which they are popped: 0 places, 1 and 2 the nibbles of misses."""
+    place = np.clip(x - distribution.start() + 1, 0, SUPPORT + 1)
+    missed = np.flatnonzero((place == 0) | (place == SUPPORT + 1))
+    beyond = distribution.beyond(missed, place[missed] > 0)
+    high, low = np.divmod(x[missed], SYMBOLS)
+    stages = [(place, distribution.within()), (high, beyond.coarse()), (low, beyond.fine(high))]
+    symbols, frequencies = (np.concatenate([stage[n] for stage in stages]) for n in range(2))
+    owner = np.concatenate([np.arange(len(x)), missed, missed])
+    return symbols, frequencies, owner, np.repeat(np.arange(3), [len(x), len(missed), len(missed)])
 
 
 def chain(links: list[Callable[[list[np.ndarray]], Codec]], sizes: list[int]) -> Codec:

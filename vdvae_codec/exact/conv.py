@@ -23,6 +23,15 @@ from vdvae_codec.errors import ExactnessError
 from vdvae_codec.exact.activations import EXACT
 
 LIMIT = 2**24
+TAPS = ((0, 0), (0, -1), (-1, 1), (-1, 0), (-1, -1))  # (dy, dx) of what a causal convolution sees
+
+
+def causal_mask() -> Tensor:
+    """(2, 3): 1 at the weights of ``TAPS`` in a kernel over the row above and the own row."""
+    mask = torch.zeros(2, 3)
+    for dy, dx in TAPS:
+        mask[1 + dy, 1 + dx] = 1
+    return mask
 
 
 class ExactConv(nn.Module):
@@ -50,6 +59,7 @@ class ExactConv(nn.Module):
         self.register_buffer("grid", torch.tensor([0, -1, 1, 1], dtype=torch.int32))
         self._ready = False
         self._bytes: ByteConv | None = None
+        self._byte_rows: ByteRows | None = None
 
     def prepare(self, name: str) -> None:
         """Proves the bound of every output channel and lays out the float weights; raises ExactnessError."""
@@ -65,8 +75,13 @@ class ExactConv(nn.Module):
         self._weights = [w.contiguous(memory_format=torch.channels_last) for w in weight.chunk(self.parts, 1)]
         self._bias = self.bias.float() * unit
         use_bytes = self.of_bytes and bytes_are_exact()
-        self._bytes = ByteConv(self.weight, unit, self._bias, -self.low) if use_bytes else None
+        self._bytes = ByteConv(self.weight, unit, self._bias, -self.low, self.padding) if use_bytes else None
+        self._byte_rows = ByteRows(self.matrix(self.weight), unit, self._bias) if use_bytes and not self.low else None
         self._ready = True
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Weights as (cout, cin) of a 1x1 convolution, for ``rows``."""
+        return weight[:, :, 0, 0]
 
     @property
     def of_bytes(self) -> bool:
@@ -89,10 +104,44 @@ class ExactConv(nn.Module):
             self._bias = fn(self._bias)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def take(self, x: Tensor) -> Tensor:
+        """What is multiplied: x after the activation, as integers; the weights carry their power of two."""
         scale = 2.0**self.input_exponent
         a = EXACT[self.act](x).mul_(scale) if self.act else x * scale
-        a = a.round_().clamp_(self.low, self.high)  # integers; the weights carry their power of two
+        return a.round_().clamp_(self.low, self.high)
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Of rows that are multiplied: uint8 where they are bytes from 0 on, and the kernel for them is there."""
+        return torch.uint8 if self._byte_rows and self._bias.device.type == "cpu" else torch.float32
+
+    def rows(self, a: Tensor) -> Tensor:
+        """What ``take`` gives (N, cin), of the type ``kept`` -> (N, cout) float32: a 1x1 convolution at N positions."""
+        if a.dtype == torch.uint8:
+            assert self._byte_rows is not None
+            return self._byte_rows(a)
+        first, *others = (self.matrix(weight) for weight in self._weights)
+        y = torch.addmm(self._bias, a[:, : first.shape[1]], first.t())
+        for n, weight in enumerate(others, 1):
+            y += a[:, n * first.shape[1] : (n + 1) * first.shape[1]] @ weight.t()
+        return y
+
+    def rows_for(self, a: Tensor, following: ExactConv) -> Tensor:
+        """What ``following`` takes of ``rows(a)``, of the type that it keeps."""
+        if a.dtype == following.kept == torch.uint8 and not following.act:
+            assert self._byte_rows is not None
+            return self._byte_rows.clipped(a, following.input_exponent)
+        return following.take(self.rows(a)).to(following.kept)
+
+    def add_rows(self, a: Tensor, x: Tensor) -> Tensor:
+        """x (N, cout) + ``rows(a)``, which may be written into x."""
+        if a.dtype == torch.uint8:
+            assert self._byte_rows is not None
+            return self._byte_rows.added(a, x)
+        return x + self.rows(a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.take(x)
         if self._bytes and a.device.type == "cpu":
             return self._bytes(a)
         if self.parts == 1:
@@ -104,6 +153,29 @@ class ExactConv(nn.Module):
         return y
 
 
+class ExactCausal(ExactConv):
+    """Likewise a convolution over the row above and the own row, whose kernel (2, 3) has weights at ``TAPS``."""
+
+    def __init__(self, cin: int, cout: int, act: str):
+        super().__init__(cin, cout, 1, act)
+        self.weight = torch.zeros((cout, cin, 2, 3), dtype=torch.int16)
+
+    def prepare(self, name: str) -> None:
+        super().prepare(name)
+        if self.parts > 1 or self.low > 0:
+            raise ExactnessError(f"{name}: a causal convolution's sums are not split, and zero is on its grid")
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(cout, 5 cin), for rows of what ``TAPS`` see, tap after tap."""
+        return torch.cat([weight[:, :, 1 + dy, 1 + dx] for dy, dx in TAPS], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.pad(self.take(x), (1, 1, 1, 0))
+        if self._bytes and a.device.type == "cpu":
+            return self._bytes(a)
+        return F.conv2d(a, self._weights[0], self._bias)
+
+
 class ByteConv:
     """An ``ExactConv`` by oneDNN's kernel for bytes: a (B, cin, h, w) float32 integers -> (B, cout, h, w) float32.
 
@@ -111,10 +183,10 @@ class ByteConv:
     units of ``unit`` (cout,) float32; bias: float32 (cout,).
     """
 
-    def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor, zero: int):
-        cout, _, k, _ = weight.shape
-        self.unit, self.bias, self.zero, self.offsets = unit, bias, zero, torch.zeros(cout, dtype=torch.int64)
-        self.geometry = [1, 1], [k // 2, k // 2], [1, 1], 1  # stride, padding, dilation, groups
+    def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor, zero: int, padding: int):
+        self.unit, self.bias, self.zero = unit, bias, zero
+        self.offsets = torch.zeros(len(weight), dtype=torch.int64)
+        self.geometry = [1, 1], [padding, padding], [1, 1], 1  # stride, padding, dilation, groups
         self.weight = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), unit, 1.0, zero, *self.geometry)
 
     def __call__(self, a: Tensor) -> Tensor:
@@ -129,6 +201,41 @@ class ByteConv:
         return self  # it never changes, and torch cannot copy packed weights
 
 
+class ByteRows:
+    """Likewise a matrix product, by oneDNN's kernels for bytes: a (N, cin) uint8 -> (N, cout) float32.
+
+    weight: (cout, cin) integers in units of ``unit`` (cout,) float32; bias: float32 (cout,).
+    """
+
+    def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor):
+        packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8).contiguous(), None)
+        self.operands = packed, unit, torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = bias
+
+    def __call__(self, a: Tensor) -> Tensor:
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            a, 1.0, 0, *self.operands, self.bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return y
+
+    def clipped(self, a: Tensor, exponent: int) -> Tensor:
+        """The same in units of 2^-exponent, rounded and clipped to a byte: (N, cout) uint8."""
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            a, 1.0, 0, *self.operands, self.bias, 2.0**-exponent, 0, torch.uint8, "none", [], ""
+        )
+        return y
+
+    def added(self, a: Tensor, x: Tensor) -> Tensor:
+        """The same added to x (N, cout) float32, in place."""
+        y: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+            a, 1.0, 0, *self.operands, x, self.bias, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""
+        )
+        return y
+
+    def __deepcopy__(self, memo: object) -> ByteRows:
+        return self
+
+
 @functools.cache
 def bytes_are_exact() -> bool:
     """Whether torch has the kernel for bytes and it is right, tried on large sums: older instructions saturate."""
@@ -137,10 +244,16 @@ def bytes_are_exact() -> bool:
     bias = torch.arange(16.0)
     a = torch.where(torch.arange(64 * 9 * 9).view(1, 64, 9, 9) % 7 < 5, 243.0, -12.0)
     try:
-        y = ByteConv(weight, torch.ones(16), bias, 12)(a.clone())
+        y = ByteConv(weight, torch.ones(16), bias, 12, 1)(a.clone())
+        same = torch.equal(y, F.conv2d(a, weight.float(), bias, padding=1))
+        rows, matrix = a[0].flatten(1).t().contiguous() + 12, weight[:, :, 0, 0]
+        unit, started = torch.ldexp(torch.ones(16), -torch.arange(8, 24)), torch.linspace(-3, 3, 81 * 16).view(81, 16)
+        linear, x = ByteRows(matrix, unit, bias * unit), rows.to(torch.uint8)
+        z = F.linear(rows, matrix.float(), bias) * unit
+        same = same and torch.equal(linear(x), z) and torch.equal(linear.added(x, started.clone()), started + z)
+        return same and torch.equal(linear.clipped(x, 5), (z * 32).round().clamp(0, 255).to(torch.uint8))
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.equal(y, F.conv2d(a, weight.float(), bias, padding=1))
 
 
 def partial_sum_bound(weight: Tensor, bias: Tensor, low: int, high: int, parts: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdvae_codec.exact.activations import GELU, HARDSWISH, ExactTanh
-from vdvae_codec.exact.conv import ExactConv
+from vdvae_codec.exact.conv import TAPS, ExactCausal, ExactConv, causal_mask
 from vdvae_codec.exact.quantise import Grid
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, HARDSWISH: F.hardswish, GELU: F.gelu}
@@ -27,6 +27,10 @@ class Takes(Enum):
 
     STEPS = "11 bits and a sign: features, which have outliers"
     BYTES = "a byte, and weights are bytes too: within blocks, where speed is decided"
+
+
+CLIPPED: Grid = (5, 0, 255)  # of features that are clipped to 0..8 in training too, so that bytes hold them
+FINE: Grid = (7, -2047, 2047)  # of features that are clipped to -16..16
 
 
 class Gives(Enum):
@@ -40,7 +44,7 @@ class Conv(nn.Conv2d):
     """Convolution that keeps height and width: odd kernel, zero padding, optionally of an activation of its input.
 
     hard swish(x) = x * clamp(x + 3, 0, 6) / 6: the shape of gelu, without transcendentals. ``takes`` is a grid where it
-    is known beforehand.
+    is known beforehand: then its inputs are clipped to the grid's range, in training too.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int, *, act: str = "", gain: float = 1.0, bias: bool = True,
@@ -52,12 +56,79 @@ class Conv(nn.Conv2d):
             if self.bias is not None:
                 self.bias.zero_()
 
+    @property
+    def of_bytes(self) -> bool:
+        """Whether the exact twin's weights are bytes."""
+        return self.takes is Takes.BYTES or self.takes == CLIPPED
+
+    def take(self, x: Tensor) -> Tensor:
+        """What is multiplied: x after the activation, within the declared grid."""
+        x = ACTIVATIONS[self.act](x)
+        if isinstance(self.takes, Takes):
+            return x
+        exponent, low, high = self.takes
+        return x.clamp(low * 2.0**-exponent, high * 2.0**-exponent)
+
+    def weights(self) -> Tensor:
+        """What inputs are multiplied with."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(ACTIVATIONS[self.act](x))
+        y: Tensor = self._conv_forward(self.take(x), self.weights(), self.bias)
+        return y
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Of rows that are multiplied."""
+        return self.weight.dtype
+
+    def rows(self, a: Tensor) -> Tensor:
+        """What ``take`` gives (N, cin) -> (N, cout): a 1x1 convolution at N positions."""
+        return F.linear(a, self.matrix(self.weights()), self.bias)
+
+    def rows_for(self, a: Tensor, following: Conv) -> Tensor:
+        """What ``following`` takes of ``rows(a)``."""
+        return following.take(self.rows(a))
+
+    def add_rows(self, a: Tensor, x: Tensor) -> Tensor:
+        """x (N, cout) + ``rows(a)``."""
+        return x + self.rows(a)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Weights as (cout, cin) of a 1x1 convolution."""
+        return weight[:, :, 0, 0]
 
     def twin(self) -> ExactConv:
         """An empty exact convolution of the same shape."""
         return ExactConv(self.in_channels, self.out_channels, self.kernel_size[0], self.act)
+
+
+class CausalConv(Conv):
+    """Convolution over the own row up to the position itself, and the row above, one further to the right.
+
+    The kernel is (2, 3), its last weight zero. All that position (y, x) sees has a smaller x + 2 y, or is the position:
+    ``TAPS`` says where each of the five weights lies.
+    """
+
+    mask: Tensor
+
+    def __init__(self, cin: int, cout: int, *, takes: Grid, gain: float = 1.0):
+        super().__init__(cin, cout, 1, takes=takes)
+        self.weight = nn.Parameter(torch.randn(cout, cin, 2, 3) * (gain / (len(TAPS) * cin) ** 0.5))
+        self.register_buffer("mask", causal_mask(), persistent=False)
+
+    def weights(self) -> Tensor:
+        return super().weights() * self.mask
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """(cout, 5 cin), for rows of what ``TAPS`` see, tap after tap."""
+        return torch.cat([weight[:, :, 1 + dy, 1 + dx] for dy, dx in TAPS], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(self.take(x), (1, 1, 1, 0)), self.weights(), self.bias)
+
+    def twin(self) -> ExactCausal:
+        return ExactCausal(self.in_channels, self.out_channels, self.act)
 
 
 class Tanh(nn.Module):
@@ -97,6 +168,23 @@ class Block(Bottleneck):
         return x + super().forward(x)
 
 
+class CausalBlock(nn.Module):
+    """Residual: a causal convolution to ``middle`` channels and back, both of bytes: (B, width, h, w), kept."""
+
+    def __init__(self, width: int, middle: int, gain: float):
+        super().__init__()
+        self.c1 = CausalConv(width, middle, takes=CLIPPED)
+        self.c2 = Conv(middle, width, 1, takes=CLIPPED, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.c2(self.c1(x))
+        return x + y
+
+    def rows(self, x: Tensor, neighbours: Callable[[Tensor], Tensor]) -> Tensor:
+        """Likewise at N positions, x (N, width); ``neighbours`` keeps what ``c1`` takes in and gives what it sees."""
+        return self.c2.add_rows(self.c1.rows_for(neighbours(self.c1.take(x)), self.c2), x)
+
+
 def full(x: Tensor) -> Tensor:
     """At least single precision."""
     return x if x.dtype == torch.float64 else x.float()
@@ -113,3 +201,8 @@ def pool(x: Tensor, factor: int) -> Tensor:
 def upsample(x: Tensor, factor: int) -> Tensor:
     """Nearest-neighbour upsampling: (B, C, h, w) -> (B, C, f h, f w)."""
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def cells(side: int, stride: int) -> int:
+    """Grid steps that cover a side."""
+    return -(-side // stride)

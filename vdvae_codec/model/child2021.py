@@ -86,7 +86,6 @@ class PublishedLatentConfig(LatentConfig):
 
     KIND: ClassVar[str] = "child2021.latent"
 
-    kernel: int = 3
     start: int = 0
 
     @property
@@ -103,7 +102,7 @@ class PublishedLatentLayer(LatentLayer):
     Config = PublishedLatentConfig
 
     def __init__(self, config: PublishedLatentConfig, place: Place):
-        super().__init__(config, replace(place, width=config.width), act=GELU, kernel=config.kernel)
+        super().__init__(config, replace(place, width=config.width), act=GELU)
         self.width, side = config.width, config.start
         self.start = nn.Parameter(torch.zeros(1, config.width, side, side)) if side else None
 

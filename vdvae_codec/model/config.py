@@ -38,8 +38,8 @@ class ModelConfig:
             raise ConfigError("a model needs at least one layer")
         if any(s < 1 or s & (s - 1) for s in strides) or strides != sorted(strides, reverse=True):
             raise ConfigError(f"strides of layers must be powers of two, from coarse to fine: {strides}")
-        if self.tile < 1 or self.tile % self.max_stride:
-            raise ConfigError(f"tile {self.tile} is no multiple of the largest stride {self.max_stride}")
+        if self.tile < 1 or self.tile % self.multiple:
+            raise ConfigError(f"tile {self.tile} is no multiple of {self.multiple}, which the layers need")
         if self.side and self.tile != self.side:
             raise ConfigError(f"a model for images of {self.side}x{self.side} has tiles of that size")
         if self.channels not in (1, 3):
@@ -52,7 +52,7 @@ class ModelConfig:
 
     def _check_pixels(self) -> None:
         """Every pixel must be held by one layer."""
-        step = self.max_stride
+        step = max((layer.stride for layer in self.layers if layer.holds), default=1)
         held = [
             (y, x) for layer in self.layers for dy, dx in layer.holds
             for y in range(dy, step, layer.stride) for x in range(dx, step, layer.stride)
@@ -64,8 +64,14 @@ class ModelConfig:
 
     @property
     def max_stride(self) -> int:
-        """Sides of coded tiles are multiples of this many pixels."""
         return self.layers[0].stride
+
+    @property
+    def multiple(self) -> int:
+        """Sides of coded tiles are multiples of this many pixels."""
+        if self.encoder is not None and not self.encoder.COVERS:
+            return self.max_stride
+        return max(2, *(layer.stride for layer in self.layers if layer.holds))
 
     @property
     def strides(self) -> list[int]:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
 from vdvae_codec.model.distributions.logistics import Mixture
-from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.base import Acts, PixelLayer, Visitor
 from vdvae_codec.model.layers.latent import LatentLayer
-from vdvae_codec.model.layers.phase import PhaseLayer
 from vdvae_codec.model.vdvae import VDVAE
 
 
-class Elbo:
+class Elbo(Visitor):
     """Visitor that sums the negative ELBO: per image, nats of each latent layer (KL) and each pixel layer."""
 
     def __init__(self, acts: Acts):
@@ -29,7 +28,7 @@ class Elbo:
         self.kl_nats.append((gaussian_kl(q, p) * active).sum((2, 3)))
         return torch.where(active, q.sample(), p.mean)
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         plane = layer.plane(x)
         self.nll_nats.append(p.nll_nats(plane, layer.channels).sum((1, 2, 3)))
         self.dims += plane[:, : layer.channels].numel()

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from vdvae_codec.model.distributions.gaussian import Gaussian
 from vdvae_codec.model.distributions.logistics import Mixture
-from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.base import Acts, PixelLayer, Visitor
 from vdvae_codec.model.layers.latent import LatentLayer
-from vdvae_codec.model.layers.phase import PhaseLayer
 from vdvae_codec.model.vdvae import VDVAE
 
 BATCH_PIXELS = 2**18  # of the images drawn at a time: bounds the memory
 GAP = 2  # pixels between the images of a sheet
 
 
-class Sample:
+class Sample(Visitor):
     """Visitor that draws from the prior, at a temperature: sigma is multiplied by it (VDVAE, arXiv 2011.10650)."""
 
     def __init__(self, temperature: float = 1.0):
@@ -30,7 +29,7 @@ class Sample:
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         return torch.where(layer.active[:, None, None], p.sample(self.temperature), p.mean)
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         drawn = p.sample(self.temperature)
         layer.plane(x).copy_(drawn if layer.channels == 3 else drawn[:, p.order[:1]])
 
@@ -50,7 +49,7 @@ class Reconstruct(Sample):
             return super().latent(layer, p, posterior)
         return torch.where(layer.active[:, None, None], posterior(self.acts).mean, p.mean)
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         if self.known is None or layer.stride < self.stride:
             super().pixels(layer, p, x)
         else:
@@ -63,7 +62,7 @@ def samples(model: VDVAE, count: int, height: int, width: int, temperature: floa
 
     Sides that are no multiples of the largest stride are drawn larger and cropped at the bottom and on the right.
     """
-    multiple = model.config.max_stride
+    multiple = model.config.multiple
     sides = [-(-side // multiple) * multiple for side in (height, width)]
     batch = max(1, BATCH_PIXELS // math.prod(sides))
     drawn = []

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from vdvae_codec.errors import ModelError
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.model.blocks import Conv, Gives, Tanh
+from vdvae_codec.model.blocks import Conv, Gives, Tanh, cells
 from vdvae_codec.model.config import ModelConfig
 from vdvae_codec.model.kinds import ENCODERS, KINDS
-from vdvae_codec.model.layers.base import Acts, Offset, Place, State, Visitor
+from vdvae_codec.model.layers.base import Acts, Offset, PixelLayer, Place, State, Visitor
 from vdvae_codec.model.layers.latent import LatentLayer
-from vdvae_codec.model.layers.phase import PhaseLayer
 
 
 class VDVAE(nn.Module):
     """A very deep VAE (arXiv 2011.10650) whose list of layers may interleave latents and pixels.
 
     Fully convolutional: images are (B, 3, H, W) float32 in pixel levels 0..255, channels G, R, B, H and W multiples of
-    ``config.max_stride``; or all of ``config.side``.
+    ``config.multiple``; or all of ``config.side``.
     """
 
     def __init__(self, config: ModelConfig):
@@ -50,7 +49,7 @@ class VDVAE(nn.Module):
         stride, side = self.config.max_stride, self.config.side
         if side and x.shape[2:] != (side, side):
             raise ModelError(f"this model is for images of {side}x{side}, not of {x.shape[2]}x{x.shape[3]}")
-        h = self.bias.expand(x.shape[0], -1, x.shape[2] // stride, x.shape[3] // stride)
+        h = self.bias.expand(x.shape[0], -1, cells(x.shape[2], stride), cells(x.shape[3], stride))
         state = State(h, stride, x)
         for layer in self.layers:
             state = layer(state, visit)
@@ -66,9 +65,9 @@ class VDVAE(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, LatentLayer)]
 
     @property
-    def pixel_layers(self) -> list[PhaseLayer]:
+    def pixel_layers(self) -> list[PixelLayer]:
         """In the order of the walk."""
-        return [layer for layer in self.layers if isinstance(layer, PhaseLayer)]
+        return [layer for layer in self.layers if isinstance(layer, PixelLayer)]
 
 
 def muon_weights(model: nn.Module) -> list[Tensor]:

@@ -19,9 +19,8 @@ from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.images.tiling import Place, cut_tiles, tile_boxes, tile_grid
 from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
 from vdvae_codec.model.distributions.logistics import Mixture
-from vdvae_codec.model.layers.base import Acts
+from vdvae_codec.model.layers.base import Acts, PixelLayer, Visitor
 from vdvae_codec.model.layers.latent import LatentLayer
-from vdvae_codec.model.layers.phase import PhaseLayer
 from vdvae_codec.model.vdvae import VDVAE
 
 BATCH_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # of tiles that are scored at a time: bounds the memory
@@ -54,7 +53,7 @@ class Noise:
         return torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.generators]).to(self.device)
 
 
-class Itemise:
+class Itemise(Visitor):
     """Visitor that counts the bits of each layer and image.
 
     ``coded_mask`` (B, H, W) float marks the pixels that belong to an image; of ``active`` latent layers with active
@@ -92,7 +91,7 @@ class Itemise:
         self.heat += spread / layer.stride**2
         return torch.where(active, z, p.mean)
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         coded_mask = layer.plane(self.coded_mask[:, None])  # (B, 1, h, w)
         plane = layer.plane(x)
 
@@ -172,7 +171,7 @@ def image_terms(
     tiles: dict[tuple[tuple[int, int], int], list[Place]] = {}
     for n, image in enumerate(images):
         height, width, channels = image.shape
-        tile = tile_grid(height, width, config.tile, config.max_stride)
+        tile = tile_grid(height, width, config.tile, config.multiple)
         tiles.setdefault((tile, channels), []).extend((n, box) for box in tile_boxes(height, width, tile))
     parts: list[list[Terms]] = [[] for _ in images]
     heat = [np.zeros(image.shape[:2], np.float32) for image in images]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.quantise import quantise_model
 from vdvae_codec.codec.store import CONFIG, WEIGHTS, load_released, save_released
-from vdvae_codec.codec.visitors import Group, exact_elbo
+from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.errors import ModelError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.exact.cdf import make_tables
@@ -66,7 +67,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
 
 def crops_for(config: ModelConfig, recipe: Recipe, images: Images) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Batches (B, 3, s, s) float32 for calibration and for measuring, and the known image (3, k, k) uint8."""
-    stride = config.max_stride
+    stride = config.multiple
     side = config.side or min(SIDE, int(images.sizes.min()) // stride * stride)
     crops = Crops(images, side, "none")
     calibration, measured = (crops.batch((recipe.seed, 2, n), 0, max(1, PIXELS // side**2)).float() for n in range(2))

@@ -164,8 +164,8 @@ def check(config: ModelConfig, recipe: Recipe, run: Path, resume: bool, world: i
     """
     if recipe.steps < 1:
         raise TrainingError(f"steps: expected at least 1, got {recipe.steps}")
-    if recipe.crop % config.max_stride:
-        raise TrainingError(f"crop {recipe.crop} is no multiple of the model's largest stride {config.max_stride}")
+    if recipe.crop % config.multiple:
+        raise TrainingError(f"crop {recipe.crop} is no multiple of {config.multiple}, as the model needs")
     chunk = chunk_size(recipe, world)
     if chunk < 1 or recipe.batch % (chunk * world):
         raise TrainingError(f"a batch of {recipe.batch} is no multiple of {world} processes' chunks of {chunk}")
@@ -185,7 +185,7 @@ def chunk_size(recipe: Recipe, world: int) -> int:
 
 def validation_batches(held_out: Images, config: ModelConfig, recipe: Recipe) -> list[Tensor]:
     """Fixed crops of images that are not trained on, as large as the smallest of them allows: (B, 3, s, s) uint8."""
-    side = config.side or min(VALIDATION_SIDE, int(held_out.sizes.min()) // config.max_stride * config.max_stride)
+    side = config.side or min(VALIDATION_SIDE, int(held_out.sizes.min()) // config.multiple * config.multiple)
     pixels = min(VALIDATION_PIXELS, int(held_out.sizes.prod(1).sum()))
     size = max(1, min(VALIDATION_BATCH, pixels) // side**2)
     count = max(1, pixels // side**2 // size) * size

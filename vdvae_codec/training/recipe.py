@@ -30,6 +30,7 @@ class Recipe:
     warmup_steps: int = 500
     cooldown: float = 1.0  # last part of the steps over which the rate falls as a cosine; 1 = pure cosine
     kl_warmup_steps: int = 2000  # the KL weight rises from 0.001 to 1 over these steps
+    free_nats: float = 0.0  # KL of a latent layer's position that costs nothing
     ema: float = 0.999
     clip: float = 2.0  # gradient norms over clip * running norm are scaled down
     skip: float = 20.0  # updates with a norm over skip * running norm (or not finite) are skipped

@@ -44,6 +44,12 @@ def kl_weight(config: Recipe, step: int) -> float:
     return 0.001 + 0.999 * part**3
 
 
+def free_bpd(model: VDVAE, recipe: Recipe) -> Tensor:
+    """(latent layers,): the KL of each that costs nothing, in bits per sub-pixel."""
+    strides = torch.tensor([float(layer.stride) for layer in model.latent_layers])
+    return recipe.free_nats / (strides**2 * model.config.channels * math.log(2))
+
+
 def stack_terms(terms: Elbo, x: Tensor) -> tuple[Tensor, Tensor]:
     """(latent layers,) and (pixel layers,) in bits per sub-pixel."""
     kl = torch.stack([k.sum() for k in terms.kl_nats]) if terms.kl_nats else torch.zeros(0, device=x.device)
@@ -101,6 +107,7 @@ class Trainer:
         if device.type == "cuda":
             self.objective.compile()
         self._latents = len(self.model.latent_layers)
+        self._free_bpd = free_bpd(self.model, recipe).to(device)
 
     def update(self, chunks: Sequence[Tensor], flag: bool = False) -> Step:
         """One step on this process's images: chunks (B, 3, H, W) uint8 or float, whose gradients are averaged.
@@ -130,7 +137,8 @@ class Trainer:
         with self.objective.no_sync() if more else nullcontext(), seeded(seed, self.device):  # type: ignore[operator]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 kl, nll = self.objective(x)
-            loss = (kl_weight(self.recipe, self.step) * kl.sum() + nll.sum()) / len(chunks)
+            costly = torch.maximum(kl, self._free_bpd) if len(kl) else kl
+            loss = (kl_weight(self.recipe, self.step) * costly.sum() + nll.sum()) / len(chunks)
             loss.backward()
         return torch.cat([kl, nll]).detach()
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch.nn as nn
 from torch import Tensor
 
-from vdvae_codec.model.blocks import Conv, upsample
+from vdvae_codec.model.blocks import Conv, cells, upsample
 from vdvae_codec.model.distributions.gaussian import Gaussian
 from vdvae_codec.model.distributions.logistics import Mixture
 
 if TYPE_CHECKING:
+    from vdvae_codec.model.layers.causal import CausalLayer
     from vdvae_codec.model.layers.latent import LatentLayer
-    from vdvae_codec.model.layers.phase import PhaseLayer
 
 Offset = tuple[int, int]  # dy, dx within a grid step
 Acts = Mapping[int, Tensor]  # the encoder's activations (B, width, H/stride, W/stride) by stride
@@ -43,8 +43,12 @@ class Visitor(Protocol):
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         """Returns z (B, zdim, h, w), given the prior; ``posterior`` computes q from the encoder's activations."""
 
-    def pixels(self, layer: PhaseLayer, p: Mixture, x: Tensor) -> None:
+    def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         """Makes ``layer.plane(x)`` valid, if it is not yet."""
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        """The same for a layer whose pixels depend on each other; here all of them are known."""
+        self.pixels(layer, layer.parallel(state), state.x)
 
 
 class LayerConfig(Protocol):
@@ -99,8 +103,27 @@ class Layer(nn.Module):
 
     def enter(self, state: State) -> Tensor:
         """The state's features at this layer's stride."""
-        h = upsample(state.h, state.stride // self.stride)
-        return h if self.widen is None else self.widen(h)
+        height, width = (cells(side, self.stride) for side in state.x.shape[2:])
+        return upsample(self.widened(state), state.stride // self.stride)[:, :, :height, :width]
+
+    def widened(self, state: State) -> Tensor:
+        """The state's features at its own stride."""
+        return state.h if self.widen is None else self.widen(state.h)
 
     def forward(self, state: State, visit: Visitor) -> State:
         raise NotImplementedError
+
+
+class PixelLayer(Layer):
+    """A layer that holds the pixels at one ``offset`` of its grid.
+
+    Of images with one of its ``channels`` the others copy the first in the order of coding.
+    """
+
+    offset: Offset
+    channels: int
+
+    def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
+        """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
+        dy, dx = offset or self.offset
+        return x[:, :, dy :: self.stride, dx :: self.stride]

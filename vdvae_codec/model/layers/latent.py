@@ -28,6 +28,7 @@ class LatentConfig:
     bottleneck: int  # channels inside residual blocks
     zdim: int  # channels of each latent
     repeat: int = 1
+    kernel: int = 3  # of the convolutions over neighbours
 
     def __post_init__(self) -> None:
         if min(self.width, self.bottleneck, self.zdim, self.repeat) < 1:
@@ -56,10 +57,10 @@ class LatentLayer(Layer):
     grid_exponent: Tensor
     active: Tensor
 
-    def __init__(self, config: LatentConfig, place: Place, *, act: str = HARDSWISH, kernel: int = 3):
+    def __init__(self, config: LatentConfig, place: Place, *, act: str = HARDSWISH):
         super().__init__(config, place)
         width, middle, self.zdim = config.width, config.bottleneck, config.zdim
-        shape, parameters = {"act": act, "kernel": kernel}, Gives.PARAMETERS
+        shape, parameters = {"act": act, "kernel": config.kernel}, Gives.PARAMETERS
         self.prior = Bottleneck(width, middle, 2 * self.zdim + width, gives=parameters, **shape)  # type: ignore[arg-type]
         self.posterior = Bottleneck(2 * width, middle, 2 * self.zdim, gives=parameters, **shape)  # type: ignore[arg-type]
         self.z_proj = Conv(self.zdim, width, 1, gain=place.gain)

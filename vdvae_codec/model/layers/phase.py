@@ -17,7 +17,7 @@ from vdvae_codec.model.blocks import Block, Conv, Gives, full
 from vdvae_codec.model.distributions.joint import JointMixture
 from vdvae_codec.model.distributions.logistics import Mixture
 from vdvae_codec.model.distributions.separate import SeparateMixture
-from vdvae_codec.model.layers.base import Layer, Offset, Place, State, Visitor
+from vdvae_codec.model.layers.base import Offset, PixelLayer, Place, State, Visitor
 
 PIXEL_EXPONENT = 4  # predictors take pixels less 128 in sixteenths, which slows their learning
 PIXELS = (PIXEL_EXPONENT, -128, 127)  # their grid: pixels as they are
@@ -63,10 +63,8 @@ class PhaseConfig:
         return [replace(self, offsets=(offset,)) for offset in self.offsets]
 
 
-class PhaseLayer(Layer):
+class PhaseLayer(PixelLayer):
     """One group of pixels, given the state and all pixels that earlier layers hold.
-
-    Of images with one of its ``channels`` the others copy the first in the order of coding.
 
     A linear predictor over the known pixels around gives the base of the prediction, or one for each component if they
     are ``joint``; the network sees the known pixels relative to the mean base and corrects them.
@@ -104,11 +102,6 @@ class PhaseLayer(Layer):
             else:
                 start = nearest_average(stride, self.offset, self.context, config.predictor)
                 self.predictor.weight.copy_(2**PIXEL_EXPONENT * start.repeat(bases, 1, 1, 1))
-
-    def plane(self, x: Tensor, offset: Offset | None = None) -> Tensor:
-        """This layer's sub-pixels (or those at another offset) of x: (B, C, H, W) -> (B, C, H/stride, W/stride)."""
-        dy, dx = offset or self.offset
-        return x[:, :, dy :: self.stride, dx :: self.stride]
 
     def bases(self, known: Tensor) -> Tensor:
         """Linear predictions (B, 1 or K, 3, h, w) in pixel levels from the known planes (B, 3 n, h, w), in full
