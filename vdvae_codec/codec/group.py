@@ -15,8 +15,6 @@ from vdvae_codec.model.layers.causal import CausalLayer
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.transforms.chroma import OTHERS, between
 
-LANES = 2  # halves of the tiles, whose wavefronts alternate: while one is popped the other's network runs
-
 
 class Group:
     """Tiles (B, 3, H, W) of one shape, coded together; channels in G, R, B order.
@@ -62,7 +60,7 @@ class Group:
     def order(self, layer: PixelLayer) -> tuple[np.ndarray, np.ndarray]:
         """As ``wave_order``, of this group's tiles."""
         count, _, height, width = layer.plane(self.coded_mask).shape
-        return wave_order(count, height, width, LANES)
+        return wave_order(count, height, width)
 
     def sizes(self, layer: PixelLayer) -> list[int]:
         """Number of coded sub-pixels of each colour of a layer."""
@@ -100,14 +98,9 @@ def fill_causally(group: Group, x: Tensor) -> None:
         x[:, 1:] = torch.where(group.masked, (x[:, :1] + first) % 256, x[:, 1:])
 
 
-def is_causal(model: VDVAE) -> bool:
-    """Whether one causal layer holds all pixels."""
-    return any(isinstance(layer, CausalLayer) and layer.stride == 1 for layer in model.pixel_layers)
-
-
 def fill(model: VDVAE, group: Group, x: Tensor) -> None:
     """Writes what is not coded into x (B, 3, H, W), as the model is shown it."""
-    if is_causal(model):
+    if model.config.causal:
         fill_causally(group, x)
     else:
         group.fill(x)
@@ -116,7 +109,7 @@ def fill(model: VDVAE, group: Group, x: Tensor) -> None:
 def codes_first_pixels_first(model: VDVAE) -> bool:
     """Whether the first pixels of all 2x2 blocks are coded before the others, as ``Group.fill`` needs."""
     layers = model.pixel_layers
-    if is_causal(model):
+    if model.config.causal:
         return layers[0].channels == 3
     odd = [bool(dy % 2 or dx % 2) for dy, dx in (layer.offset for layer in layers)]
     return all(layer.stride % 2 == 0 and layer.channels == 3 for layer in layers) and odd == sorted(odd)

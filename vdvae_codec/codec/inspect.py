@@ -91,7 +91,7 @@ def elbo_bits(
     kl: list[float] = []
     pixel: list[float] = []
     for run in tiles.runs_of([tiles.shape_of(image) for image in images], released.config):
-        size = max(1, tiles.GROUP_PIXELS // (run.tile[0] * run.tile[1]))
+        size = tiles.largest_group(len(run.places), run, released.config)
         for start in range(0, len(run.places), size):
             x, group = tiles.tensor_of(images, run.places[start : start + size], run, masks, released.device)
             terms = exact_elbo(released.model, released.tables, group, x)

@@ -1,4 +1,4 @@
-"""Codec of the colours of some pixels, each under its mixture given those before it."""
+"""Codec of the colours of some pixels, each under its distribution given those before it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,45 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.entropy.codec import Codec, chain, support_codec
-from vdvae_codec.exact.cdf import Tables
-from vdvae_codec.images.tiling import FILL
-from vdvae_codec.model.distributions.logistics import Mixture
+from vdvae_codec.exact.cdf import ByteMixture
+from vdvae_codec.model.distributions.logistics import Colours
 
 
-def pixel_codec(tables: Tables, p: Mixture, positions: Sequence[Tensor | None], channels: int) -> Codec:
-    """Codec of sub-pixels (N,) in 0..255 under p, which is ``on_grid``: colour after colour in p's order.
+class Coded:
+    """N pixels of which the first colour is coded, and of those ``later`` (n,) the others too; None is all.
 
-    ``positions`` (N,) of each of the first ``channels`` colours are those in p's flattened (B, h, w); None is all.
+    ``colours`` are the distributions of the N pixels; ``channels`` is how many colours there are.
     """
-    whole = p.log_sigma[:, 0, 0].numel()
 
-    def colour(n: int) -> Callable[[list[np.ndarray]], Codec]:
-        def given(rows: list[np.ndarray]) -> Codec:
-            x = torch.full_like(p.log_sigma[:, 0], FILL)  # (B, 3, h, w)
-            for known, at, row in zip(p.order, positions, rows):
-                scatter(x, known, at, row)
-            return support_codec(p.integers(tables, p.order[n], x, positions[n]))
+    def __init__(self, colours: Colours, later: np.ndarray | None, channels: int):
+        self.colours, self.later, self.channels = colours, later, channels
+        self.rest = colours if later is None or channels == 1 else colours.select(later)
+        rest = self.rest.scale.shape[-1]
+        self.sizes = [colours.scale.shape[-1], rest, rest][:channels]
 
-        return given
+    def mixture(self, place: int, rows: Sequence[np.ndarray]) -> ByteMixture:
+        """Of the colour coded at ``place``, given the coded bytes of those before it."""
+        if place == 0:
+            return self.colours.mixture(0, ())
+        first = rows[0] if self.later is None else rows[0][self.later]
+        return self.rest.mixture(place, [first, *rows[1:place]])
 
-    return chain([colour(n) for n in range(channels)], [whole if at is None else len(at) for at in positions])
+    def codec(self) -> Codec:
+        """Of bytes (N + ...,), colour after colour."""
+
+        def colour(n: int) -> Callable[[list[np.ndarray]], Codec]:
+            return lambda rows: support_codec(self.mixture(n, rows))
+
+        return chain([colour(n) for n in range(self.channels)], self.sizes)
+
+
+def among(first: Tensor | None, later: Tensor | None) -> np.ndarray | None:
+    """Where sorted positions ``later`` lie among the sorted ``first``, None being all; None if they are the same."""
+    if later is None or later is first or (first is not None and len(first) == len(later)):
+        return None
+    at = later.cpu().numpy()
+    found: np.ndarray = at if first is None else np.searchsorted(first.cpu().numpy(), at)
+    return found
 
 
 def scatter(x: Tensor, channel: int, positions: Tensor | None, values: np.ndarray) -> None:

@@ -16,10 +16,11 @@ from vdvae_codec.codec.store import Released
 from vdvae_codec.codec.visitors import pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError
-from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes, tile_grid
+from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes, tile_grid, wave_tile
 from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
+WAVE_PIXELS = 3 * 2**20  # of those of causal models, whose steps are the better the more tiles there are
 MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
@@ -49,7 +50,8 @@ class Words:
 
 def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
     """The tiles that a model cuts images of a shape into: part of the format, never to be changed."""
-    return tile_grid(shape[0], shape[1], config.tile, config.multiple)
+    rule = wave_tile if config.causal else tile_grid
+    return rule(shape[0], shape[1], config.tile, config.multiple)
 
 
 def runs_of(shapes: Sequence[Shape], config: ModelConfig) -> list[Run]:
@@ -102,7 +104,8 @@ def encode(images: Sequence[np.ndarray], masks: Sequence[Mask], released: Releas
 
         def room(start: int) -> tuple[int, int]:
             n = run_at(start)
-            return int(starts[n + 1]) - start, max(1, GROUP_PIXELS // (runs[n].tile[0] * runs[n].tile[1]))
+            same = int(starts[n + 1]) - start
+            return same, largest_group(same, runs[n], released.config)
 
         def attempt(start: int, size: int, direct: bool) -> bool:
             nonlocal stack, initial_bits, direct_groups
@@ -123,9 +126,16 @@ def encode(images: Sequence[np.ndarray], masks: Sequence[Mask], released: Releas
             bar.update(size)
             return True
 
-        groups = code_groups(total, room, attempt)
+        first = room(0)[1] if total and released.config.causal else 1
+        groups = code_groups(total, room, attempt, first)
     payload = stack.words().astype("<u4").tobytes()
     return Words(payload, tuple(groups), direct_groups, initial_bits, image_bits)
+
+
+def largest_group(left: int, run: Run, config: ModelConfig) -> int:
+    """Tiles of the next group of a run of which some are left: those of a causal model are about equal."""
+    most = max(1, (WAVE_PIXELS if config.causal else GROUP_PIXELS) // (run.tile[0] * run.tile[1]))
+    return -(-left // -(-left // most)) if config.causal and left else most
 
 
 def shape_of(image: np.ndarray) -> Shape:

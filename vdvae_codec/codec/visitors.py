@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.codec.group import Group, fill
-from vdvae_codec.codec.pixels import pixel_codec, scatter
+from vdvae_codec.codec.pixels import Coded, among, scatter
 from vdvae_codec.codec.schedule import MIN_BITS
-from vdvae_codec.codec.waves import ORDER, wave_codec
+from vdvae_codec.codec.waves import ORDER, wave_bits, wave_codec
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.entropy.bits_back import Receiver, Sender
 from vdvae_codec.entropy.codec import Codec, nibbles_codec
@@ -54,9 +54,10 @@ class Coding(Visitor):
         z[:, layer.active] = active.transpose(0, 1)
         return z * 2.0 ** -int(layer.grid_exponent)
 
-    def observed(self, layer: PixelLayer, p: Mixture) -> Codec:
-        """Codec of a layer's coded sub-pixels (N,), colour after colour."""
-        return pixel_codec(self.tables, p.on_grid(), self.group.positions(layer), self.group.channels)
+    def coded(self, layer: PixelLayer, p: Mixture) -> Coded:
+        """A layer's coded pixels."""
+        first, later = (self.group.positions(layer) * 2)[:2]
+        return Coded(p.integers(self.tables, first), among(first, later), self.group.channels)
 
 def latent_index(mean: Tensor, layer: LatentLayer) -> Tensor:
     """The nearest grid index k + 128 of a mean, as float32."""
@@ -88,7 +89,7 @@ class Push(Coding):
         return self.z(layer, p, self.sender.latent(prior, nibbles_codec(q_integers), point))
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        self._observed(layer, self.observed(layer, p), p.order, x)
+        self._observed(layer, self.coded(layer, p).codec(), p.order, x)
 
     def causal(self, layer: CausalLayer, state: State) -> None:
         self._observed(layer, wave_codec(self.tables, self.group, layer, state), ORDER, state.x)
@@ -138,7 +139,7 @@ class Pop(Coding):
         return self.z(layer, p, self.receiver.latent(nibbles_codec(self.integers(layer, p)), later))
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        values = self.receiver.observed(self.observed(layer, p))
+        values = self.receiver.observed(self.coded(layer, p).codec())
         positions, plane = self.group.positions(layer), layer.plane(x)
         rows = np.split(values, np.cumsum(self.group.sizes(layer))[:-1])
         for n, c in enumerate(p.order):
@@ -203,11 +204,12 @@ class Count(Coding):
         return self.z(layer, p, k)
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
-        p, plane = p.on_grid(), layer.plane(x)
-        coded = zip(p.order, self.group.positions(layer), self.group.values(layer, p.order, x))
-        self.pixel_bits.append(sum(
-            float(p.integers(self.tables, c, plane, at).bits(row).sum()) for c, at, row in coded
-        ))
+        coded, rows = self.coded(layer, p), self.group.values(layer, p.order, x)
+        self.pixel_bits.append(sum(float(coded.mixture(n, rows).bits(row).sum()) for n, row in enumerate(rows)))
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        x = np.concatenate(self.group.values(layer, ORDER, state.x))
+        self.pixel_bits.append(wave_bits(self.tables, self.group, layer, state, x))
 
 
 def draw(d: ByteNibbles, rng: np.random.Generator) -> np.ndarray:

@@ -30,19 +30,6 @@ def plain() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Within: ``count`` of torch's threads for the operations of this thread."""
-    before = torch.get_num_threads()
-    if before != count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if before != count:
-            torch.set_num_threads(before)
-
-
 class Shared:
     """Settings of the whole process: the first thread that needs them sets them, the last one gives them back."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,10 +26,10 @@ ONE = 1 << 16  # a probability of 1 in the cdf tables
 WEIGHT_BITS = 10
 WEIGHT_ONE = 1 << WEIGHT_BITS  # weight of the heaviest component
 LOGIT_STEPS = 16
-FAR = 2.0**30  # an edge beyond every table
+FAR = np.float32(2**30)  # an edge beyond every table
 FURTHEST = 2**13 - 1  # of locations, in 1/16 of a step
 SUPPORT = 14  # values that a support holds
-CHUNK = 8192  # symbols at a time: their tables stay in a core's cache
+CHUNK = 4096  # symbols at a time: their tables stay in a core's cache
 FLOOR = 16  # every value of 0..255 gets at least 2^-22 of the total, 2^-14 in all
 
 
@@ -66,53 +67,62 @@ def eleven_bits(value: float) -> float:
 class ByteMixture:
     """Mixtures over the symbols 0..255, N of them, K components each: a ``entropy.codec.Supports``.
 
-    table: int32 cdf table; location: float32 (K, N) integers in 1/16 of a step; inverse_scale: float32 (K, N);
-    weight: int32 (K, N).
+    Arrays of numpy, or tensors on the CPU. table: int32 cdf table; location: float32 (K, N) integers in 1/16 of a step;
+    inverse_scale: float32 (K, N); weight: int32 (K, N).
     """
 
-    table: Tensor
-    location: Tensor
-    inverse_scale: Tensor
-    weight: Tensor
+    table: np.ndarray
+    location: np.ndarray
+    inverse_scale: np.ndarray
+    weight: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.table, self.location = np.asarray(self.table), np.asarray(self.location)
+        self.inverse_scale, self.weight = np.asarray(self.inverse_scale), np.asarray(self.weight)
 
     @functools.cached_property
-    def _start(self) -> Tensor:
-        """(N,) int32: supports start six values below the mean of the locations."""
-        total = self.weight.sum(0, dtype=torch.int32) * STEPS
-        mean = (self.location.to(torch.int32) * self.weight).sum(0, dtype=torch.int32)
-        return (torch.div(mean, total, rounding_mode="floor") - SUPPORT // 2 + 1).clamp(0, 256 - SUPPORT)
+    def total(self) -> np.ndarray:
+        """(N,) int32: weights of all components."""
+        total: np.ndarray = self.weight.sum(0, dtype=np.int32)
+        return total
 
-    def start(self) -> np.ndarray:
-        start: np.ndarray = self._start.cpu().numpy()
+    @functools.cached_property
+    def _start(self) -> np.ndarray:
+        """(N,) int32: supports start six values below the mean of the locations."""
+        mean = (self.location.astype(np.int32) * self.weight).sum(0, dtype=np.int32)
+        start: np.ndarray = (mean // (self.total * STEPS) - SUPPORT // 2 + 1).clip(0, 256 - SUPPORT)
         return start
 
-    def within(self) -> np.ndarray:
-        first, last = self._start, 256 - SUPPORT - self._start
-        offsets = edge(torch.arange(15, device=first.device, dtype=torch.int32))[:, None]
+    def start(self) -> np.ndarray:
+        return self._start
 
-        def edges(part: slice) -> Tensor:
-            position = offsets + (first[part] * STEPS)
-            position[0].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
-            position[14].masked_fill_(last[part] == 0, FAR)
+    def within(self) -> np.ndarray:
+        first = self._start
+        last = 256 - SUPPORT - first
+        offsets = edge(np.arange(15))[:, None]
+
+        def edges(part: slice) -> np.ndarray:
+            start = first[part]
+            position = offsets + (start * STEPS).astype(np.float32)
+            position[0, start == 0] = -FAR  # the end bins are open
+            position[14, start == 256 - SUPPORT] = FAR
             return position
 
         return self.frequencies(edges, 1, (first, last))
 
     def beyond(self, rows: np.ndarray, above: np.ndarray) -> ByteNibbles:
-        index = torch.from_numpy(rows).to(self.weight.device)
-        high = torch.from_numpy(above).to(index.device)
-        start = self._start[index]
-        chosen = (t.index_select(1, index) for t in (self.location, self.inverse_scale, self.weight))
-        low, top = torch.where(high, edge(start + SUPPORT), -FAR), torch.where(high, FAR, edge(start))
-        return ByteNibbles(ByteMixture(self.table, *chosen), low, top)
+        start = self._start[rows]
+        low, high = np.where(above, edge(start + SUPPORT), -FAR), np.where(above, FAR, edge(start))
+        columns = self.location[:, rows], self.inverse_scale[:, rows], self.weight[:, rows]
+        return ByteNibbles(ByteMixture(self.table, *columns), low.astype(np.float32), high.astype(np.float32))
 
     def nibbles(self) -> ByteNibbles:
         """The same distributions without supports."""
-        far = torch.full_like(self.location[0], FAR)
+        far = np.full(self.location.shape[1], FAR, np.float32)
         return ByteNibbles(self, -far, far)
 
     def frequencies(
-        self, edges: Callable[[slice], Tensor], width: int, ends: tuple[Tensor, Tensor] | None = None
+        self, edges: Callable[[slice], np.ndarray], width: int, ends: tuple[np.ndarray, np.ndarray] | None = None
     ) -> np.ndarray:
         """Frequencies (N, 16) float32 of 16 bins between 17 edges: a slice of n -> (17, n) float32, in 1/16 of a step.
 
@@ -120,45 +130,51 @@ class ByteMixture:
         values wide. With ``ends`` the first and the last are open and as wide as ``ends`` (N,) says: only the 15 edges
         between are asked for.
         """
-        reach, count = len(self.table) // 2, self.weight.shape[1]
-        out = torch.empty(count, 16, device=self.weight.device)
-        chunk = CHUNK if out.device.type == "cpu" else max(1, count)
-        for begin in range(0, count, chunk):
-            part = slice(begin, begin + chunk)
-            position = edges(part)
-            cdf = torch.zeros(17, position.shape[1], dtype=torch.int32, device=out.device)
-            inner = cdf if ends is None else cdf[1:16]
-            for location, inverse_scale, weight in zip(self.location, self.inverse_scale, self.weight):
-                # Both products are exact (13 bits times 11), so that it does not matter whether additions are fused.
-                centre = (reach + 0.5) - location[part] * inverse_scale[part]
-                index = torch.addcmul(centre, position, inverse_scale[part]).clamp_(0, 2 * reach).to(torch.int32)
-                inner.addcmul_(gather(self.table, index), weight[part])
-            total = self.weight[:, part].sum(0, dtype=torch.int32)
+        count = self.weight.shape[1]
+        out = np.empty((count, 16), np.float32)
+
+        def fill(part: slice) -> None:
+            total = self.total[part]
+            inner = self._cdf(edges(part), part)
             if ends is not None:
-                cdf[0], cdf[16] = self.table[0] * total, self.table[-1] * total
-            bins = cdf[1:] - cdf[:-1]
+                inner = np.concatenate([self.table[0] * total[None], inner, self.table[-1] * total[None]])
+            bins = inner[1:] - inner[:-1]
             floor = total * FLOOR // WEIGHT_ONE
             bins += floor * width
             if ends is not None:
                 for n, end in zip((0, -1), ends):
-                    bins[n] += floor * (end[part] - width).clamp(min=0)
-            out[part] = bins.t()
-        result: np.ndarray = out.cpu().numpy()
-        return result
+                    bins[n] += floor * np.maximum(end[part] - width, 0)
+            out[part] = bins.T
 
-    def responsibilities(self, x: Tensor) -> Tensor:
-        """Weights (K, N) int32 of the components once the symbols x (N,) float32 are known, up to 10 bits."""
+        in_parts(fill, count)
+        return out
+
+    def _cdf(self, position: np.ndarray, part: slice) -> np.ndarray:
+        """(E, n) int32 at positions (E, n): sums of the components' cdfs by their weights."""
         reach = len(self.table) // 2
-        centre = (reach + 0.5) - self.location * self.inverse_scale
-        position = (x - 0.5) * STEPS, (x + 0.5) * STEPS
-        lower, upper = (
-            gather(self.table, torch.addcmul(centre, edge, self.inverse_scale).clamp_(0, 2 * reach).to(torch.int32))
-            for edge in position
-        )
-        lower, upper = lower.masked_fill(x == 0, 0), upper.masked_fill(x == 255, ONE)  # the end bins are open
+        scale = self.inverse_scale[:, part]
+        # Both products are exact (13 bits times 11), so that it does not matter whether additions are fused.
+        at = position * scale[:, None]  # (K, E, n)
+        at += ((reach + 0.5) - self.location[:, part] * scale)[:, None]
+        np.clip(at, 0, 2 * reach, out=at)
+        cdf = self.table.take(at.astype(np.intp))
+        cdf *= self.weight[:, None, part]
+        total: np.ndarray = cdf.sum(0, dtype=np.int32)
+        return total
+
+    def responsibilities(self, x: np.ndarray) -> np.ndarray:
+        """Weights (K, N) int32 of the components once the symbols x (N,) are known, up to 10 bits."""
+        reach = len(self.table) // 2
+        centre = np.float32(reach + 0.5) - self.location * self.inverse_scale
+        ends = []
+        for offset in (-STEPS // 2, STEPS // 2):
+            at = (x * STEPS + offset).astype(np.float32) * self.inverse_scale + centre
+            ends.append(self.table.take(at.clip(0, 2 * reach).astype(np.intp)))
+        lower, upper = np.where(x == 0, 0, ends[0]), np.where(x == 255, ONE, ends[1])  # the end bins are open
         product = (16 * (upper - lower) + 1) * self.weight  # below 2^31, and at least the heaviest weight
-        _, exponent = torch.frexp(product.amax(0).double())
-        return product >> (exponent - WEIGHT_BITS).clamp(min=0)
+        _, exponent = np.frexp(product.max(0).astype(np.float64))
+        found: np.ndarray = product >> (exponent - WEIGHT_BITS).clip(0)
+        return found
 
     def bits(self, x: np.ndarray) -> np.ndarray:
         """-log2 of the probability that the coder uses for x (N,): float64 (N,)."""
@@ -177,23 +193,23 @@ class ByteNibbles:
     """
 
     mixture: ByteMixture
-    low: Tensor
-    high: Tensor
+    low: np.ndarray
+    high: np.ndarray
 
     def coarse(self) -> np.ndarray:
-        return self._frequencies(torch.zeros_like(self.mixture.weight[0]), 16)
+        return self._frequencies(np.zeros(len(self.low), np.int32), 16)
 
     def fine(self, high: np.ndarray) -> np.ndarray:
-        return self._frequencies(torch.from_numpy(high.astype(np.int32)).to(self.low.device) * 16, 1)
+        return self._frequencies(high.astype(np.int32) * 16, 1)
 
-    def _frequencies(self, first: Tensor, width: int) -> np.ndarray:
-        offsets = edge(torch.arange(0, 17 * width, width, device=first.device, dtype=torch.int32))[:, None]
+    def _frequencies(self, first: np.ndarray, width: int) -> np.ndarray:
+        offsets = edge(np.arange(0, 17 * width, width))[:, None]
 
-        def edges(part: slice) -> Tensor:
-            position = offsets + first[part] * STEPS
-            position[0].masked_fill_(first[part] == 0, -FAR)  # the end bins are open
-            position[16].masked_fill_(first[part] == 256 - 16 * width, FAR)
-            return position.maximum(self.low[part]).minimum(self.high[part])
+        def edges(part: slice) -> np.ndarray:
+            position = offsets + (first[part] * STEPS).astype(np.float32)
+            position[0, first[part] == 0] = -FAR  # the end bins are open
+            position[16, first[part] == 256 - 16 * width] = FAR
+            return position.clip(self.low[part], self.high[part], out=position)
 
         return self.mixture.frequencies(edges, width)
 
@@ -204,9 +220,21 @@ class ByteNibbles:
         return bits
 
 
-def edge(value: Tensor) -> Tensor:
+def in_parts(work: Callable[[slice], None], count: int) -> None:
+    """Does the work of symbols 0..count-1 a chunk at a time, on as many threads as torch would take."""
+    chunks = [slice(begin, begin + CHUNK) for begin in range(0, count, CHUNK)]
+    if len(chunks) < 2 or torch.get_num_threads() == 1:
+        for chunk in chunks:
+            work(chunk)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for _ in pool.map(work, chunks):
+                pass
+
+
+def edge(value: np.ndarray) -> np.ndarray:
     """The lower edge of integer values, in 1/16 of a step, as float32."""
-    return (value * STEPS - STEPS // 2).float()
+    return (value * STEPS - STEPS // 2).astype(np.float32)
 
 
 def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
@@ -216,36 +244,37 @@ def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
     return bits
 
 
-def gather(table: Tensor, index: Tensor) -> Tensor:
-    """table[index], by the fastest way on the CPU."""
-    return table.index_select(0, index.flatten()).view(index.shape)
-
-
-def on_grid(x: Tensor, per_unit: float) -> Tensor:
+def on_grid(x: np.ndarray, per_unit: float) -> np.ndarray:
     """x rounded to multiples of 1/per_unit, a power of two."""
-    return (x * per_unit).round() / per_unit
+    rounded: np.ndarray = np.rint(x * per_unit) * np.float32(1 / per_unit)
+    return rounded
 
 
-def inverse_scale(tables: Tables, log_sigma: Tensor) -> Tensor:
+def inverse_scale(tables: Tables, log_sigma: np.ndarray) -> np.ndarray:
     """The table's nearest entry, in the shape of log_sigma."""
     low, high = LOG_SIGMA_RANGE
-    top = len(tables.inverse_scale) - 1
-    index = ((log_sigma - low) * (top / (high - low))).round().clamp(0, top).to(torch.int32)
-    return gather(tables.inverse_scale, index)
+    table = tables.inverse_scale.cpu().numpy()
+    top = len(table) - 1
+    index = np.rint((log_sigma - low) * (top / (high - low))).clip(0, top)
+    found: np.ndarray = table.take(index.astype(np.intp))
+    return found
 
 
-def weight_of(tables: Tables, logits: Tensor) -> Tensor:
+def weight_of(tables: Tables, logits: np.ndarray) -> np.ndarray:
     """Weights (K, N) int32 of components, the heaviest 2^10, by their logits (K, N)."""
-    index = ((logits.amax(0) - logits) * LOGIT_STEPS).round().clamp(0, 255).to(torch.int32)
-    return gather(tables.weight, index)
+    index = np.rint((logits.max(0) - logits) * LOGIT_STEPS).clip(0, 255)
+    found: np.ndarray = tables.weight.cpu().numpy().take(index.astype(np.intp))
+    return found
 
 
-def location_of(value: Tensor) -> Tensor:
+def location_of(value: np.ndarray) -> np.ndarray:
     """Locations in symbols as integers in 1/16 of a step, within what the products of ``frequencies`` allow."""
-    return (value * STEPS).round().clamp(-FURTHEST, FURTHEST)
+    location: np.ndarray = np.rint(value * STEPS).clip(-FURTHEST, FURTHEST)
+    return location
 
 
-def select(x: Tensor, positions: Tensor | None) -> Tensor:
-    """(B, K, h, w) to (K, N): the columns ``positions`` (N,) of the flattened (B, h, w), or all."""
-    planes = x.transpose(0, 1).flatten(1)
-    return planes if positions is None else planes.index_select(1, positions)
+def columns(x: Tensor, positions: Tensor | None) -> np.ndarray:
+    """(B, ..., h, w) to (..., N): the columns ``positions`` (N,) of the flattened (B, h, w), or all."""
+    planes = x.movedim(0, -3).flatten(-3)
+    array: np.ndarray = (planes if positions is None else planes.index_select(-1, positions)).cpu().numpy()
+    return array

@@ -42,25 +42,15 @@ def waves(height: int, width: int) -> Iterator[Wave]:
 
 
 @functools.lru_cache(maxsize=8)
-def wave_order(tiles: int, height: int, width: int, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in the flattened (tiles, height, width), wavefront by wavefront, and in each lane by lane.
+def wave_order(tiles: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the flattened (tiles, height, width), wavefront by wavefront: int64 (N,); and the t of each, sorted.
 
-    Lanes are runs of tiles (``lane_slices``); within a lane's wavefront come tile after tile, and rows from the top.
-    int64 (N,); and the part, wavefront * lanes + lane, of each of them, int64 (N,) and sorted.
+    Within a wavefront come tile after tile, and in each the rows from the top.
     """
     t = np.arange(width) + 2 * np.arange(height)[:, None]
-    lane = np.zeros(tiles, np.int64)
-    for n, part in enumerate(lane_slices(tiles, lanes)):
-        lane[part] = n
-    key = (t * lanes + lane[:, None, None]).ravel()
-    order = np.argsort(key, kind="stable")
-    return order, key[order]
-
-
-def lane_slices(tiles: int, lanes: int) -> list[slice]:
-    """About equal runs of tiles, ``lanes`` of them; the last ones may be empty."""
-    size = -(-tiles // lanes)
-    return [slice(min(tiles, n * size), min(tiles, (n + 1) * size)) for n in range(lanes)]
+    every = np.tile(t.ravel(), tiles)
+    order = np.argsort(every, kind="stable")
+    return order, every[order]
 
 
 class Pixels:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+PIXELS_OF_A_STEP = 600
 FILL = 128  # level of the pixels beyond an image's border, which are not coded
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1
 Place = tuple[int, Box]  # number of an image, and a box of it
@@ -25,6 +26,22 @@ def tile_grid(height: int, width: int, largest: int, multiple: int) -> tuple[int
         return -(-total // (count * multiple)) * multiple
 
     return side(height), side(width)
+
+
+def wave_tile(height: int, width: int, largest: int, multiple: int) -> tuple[int, int]:
+    """Likewise of tiles that are decoded in wavefronts: the larger the image, the larger they are.
+
+    A tile takes about its width and twice its height of steps, in each of which all tiles should have enough pixels
+    for the work of a step. Borders cost about as much on top as on the left.
+    """
+    steps = min(max(height * width // PIXELS_OF_A_STEP, 4 * multiple), 4 * largest)
+    rows, columns = 3 * steps // 10, 4 * steps // 10
+
+    def side(total: int, wanted: int) -> int:
+        count = -(-total // max(wanted, multiple))
+        return -(-total // (count * multiple)) * multiple
+
+    return side(height, rows), side(width, columns)
 
 
 def tile_boxes(height: int, width: int, tile: tuple[int, int]) -> list[Box]:

@@ -17,6 +17,7 @@ from vdvae_codec.errors import ConfigError
 from vdvae_codec.model.encoder import EncoderConfig
 from vdvae_codec.model.kinds import ENCODERS, KINDS
 from vdvae_codec.model.layers.base import LayerConfig
+from vdvae_codec.model.layers.causal import CausalConfig
 
 T = TypeVar("T")
 TABLES = ("model", "encoder", "layers", "train")  # of a config.toml; ``train`` is a recipe's (training.recipe)
@@ -77,6 +78,11 @@ class ModelConfig:
     def strides(self) -> list[int]:
         """Of all layers, from coarse to fine."""
         return list(dict.fromkeys(layer.stride for layer in self.layers))
+
+    @property
+    def causal(self) -> bool:
+        """Whether one causal layer holds all pixels, which are then decoded in wavefronts."""
+        return any(isinstance(layer, CausalConfig) and layer.stride == 1 for layer in self.layers)
 
     def single_layers(self) -> list[LayerConfig]:
         """One config for each layer."""

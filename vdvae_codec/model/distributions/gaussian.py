@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import STEPS, WEIGHT_ONE, ByteMixture, ByteNibbles, Tables, inverse_scale, location_of
+from vdvae_codec.exact.cdf import (
+    STEPS,
+    WEIGHT_ONE,
+    ByteMixture,
+    ByteNibbles,
+    Tables,
+    inverse_scale,
+    location_of,
+    on_grid,
+)
 
 MIDDLE = 128  # index of the grid point at z = 0
 
@@ -30,13 +40,14 @@ class Gaussian:
         The N symbols run over (active channels, B, h, w).
         """
 
-        def select(t: Tensor) -> Tensor:
-            return t.index_select(1, active).transpose(0, 1).reshape(1, -1)
+        def select(t: Tensor) -> np.ndarray:
+            array: np.ndarray = t.index_select(1, active).transpose(0, 1).reshape(1, -1).cpu().numpy()
+            return array
 
-        location = (select(self.mean) * 2.0**exponent * STEPS).round() / STEPS + MIDDLE
+        location = on_grid(select(self.mean) * 2.0**exponent, STEPS) + MIDDLE
         scale = inverse_scale(tables, select(self.log_sigma) + exponent * math.log(2))
-        weight = torch.full_like(scale, WEIGHT_ONE, dtype=torch.int32)
-        return ByteMixture(tables.gaussian, location_of(location), scale, weight).nibbles()
+        weight = np.full(scale.shape, WEIGHT_ONE, np.int32)
+        return ByteMixture(tables.gaussian.cpu().numpy(), location_of(location), scale, weight).nibbles()
 
 
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Tensor:

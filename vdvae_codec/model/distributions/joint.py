@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import STEPS, ByteMixture, Tables, on_grid, select, weight_of
+from vdvae_codec.exact.cdf import STEPS, ByteMixture, Tables, columns, inverse_scale, on_grid, weight_of
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
+    COUPLED,
     COUPLING_REACH,
+    Colours,
     Mixture,
     Uniform,
     gumbel_argmax,
@@ -49,7 +52,7 @@ class JointMixture(Mixture):
     def location(self, channel: int, x: Tensor) -> Tensor:
         place = self.order.index(channel)
         loc = self.loc[:, :, channel] + self.base[:, :, channel]  # (B, K, h, w)
-        for earlier, c in zip(self.order[:place], ((), (0,), (1, 2))[place]):
+        for earlier, c in zip(self.order[:place], COUPLED[place]):
             loc = loc + self.coupling[:, :, c] * (x[:, None, earlier] - self.base[:, :, earlier])
         return loc
 
@@ -71,16 +74,31 @@ class JointMixture(Mixture):
             x[:, c] = levels(self.location(c, x).gather(1, choice)[:, 0] + noise[:, c])
         return x
 
-    def on_grid(self) -> Self:
-        return replace(
-            self, loc=on_grid(self.loc, STEPS).clamp(-LOC_REACH, LOC_REACH),
-            base=on_grid(self.base, STEPS).clamp(*BASE_RANGE),
-            coupling=on_grid(self.coupling, self.coupling_steps).clamp(-COUPLING_REACH, COUPLING_REACH),
+    def integers(self, tables: Tables, positions: Tensor | None) -> JointColours:
+        loc, base, coupling = (columns(t, positions) for t in (self.loc, self.spread_base(), self.coupling))
+        return JointColours(
+            self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
+            on_grid(loc, STEPS).clip(-LOC_REACH, LOC_REACH), on_grid(base, STEPS).clip(*BASE_RANGE),
+            on_grid(coupling, self.coupling_steps).clip(-COUPLING_REACH, COUPLING_REACH),
+            weight_of(tables, columns(self.logits, positions)),
         )
 
-    def integers(self, tables: Tables, channel: int, x: Tensor, positions: Tensor | None) -> ByteMixture:
-        weight = weight_of(tables, select(self.logits, positions))
-        for earlier in self.order[: self.order.index(channel)]:
-            p = self.components(tables, earlier, weight, x, positions)
-            weight = p.responsibilities(select(x[:, earlier, None], positions)[0])
-        return self.components(tables, channel, weight, x, positions)
+    def spread_base(self) -> Tensor:
+        """(B, K or 1, 3, h, w)"""
+        return self.base.expand(len(self.loc), -1, 3, *self.loc.shape[3:])
+
+
+class JointColours(Colours):
+    """What each colour was says which component it is: ``weight`` (K, N) is that before the first."""
+
+    _last: tuple[int, ByteMixture] | None = None  # the place that was asked for last, which the next one needs
+
+    def mixture(self, place: int, earlier: Sequence[np.ndarray]) -> ByteMixture:
+        weight = self.weight
+        if place:
+            known = self._last is not None and self._last[0] == place - 1
+            before = self._last[1] if known and self._last else self.mixture(place - 1, earlier)
+            weight = before.responsibilities(earlier[place - 1])
+        found = self.components(place, earlier, weight)
+        self._last = place, found
+        return found

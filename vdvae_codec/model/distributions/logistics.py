@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import ByteMixture, Tables, inverse_scale, location_of, select
+from vdvae_codec.exact.cdf import ByteMixture, Tables, location_of
 
 BASE_RANGE = (-512, 768)  # of linear predictions on the coder's grid, in pixel levels
 COUPLING_REACH = 4
+COUPLED = ((), (0,), (1, 2))  # which coupling moves the colour at each place by each of the earlier ones
 Uniform = Callable[[Tensor], Tensor]  # numbers in 0..1 of the shape of a tensor (B, ...)
 
 
@@ -46,24 +48,40 @@ class Mixture(ABC):
         """
 
     @abstractmethod
-    def on_grid(self) -> Self:
-        """The parameters on the coder's grids, so that ``location`` is exact."""
+    def integers(self, tables: Tables, positions: Tensor | None) -> Colours:
+        """The distributions on the coder's grids at positions int64 (N,) of the flattened (B, h, w); None is all."""
+
+
+class Colours(ABC):
+    """Integer distributions over 0..255 of the colours of N pixels, in the order of coding.
+
+    Arrays of numpy, colours in G, R, B order: scale, loc, base and coupling float32 (K, 3, N), where K may be 1
+    in the last two. ``weight`` is int32.
+    """
+
+    def __init__(
+        self, order: tuple[int, int, int], table: np.ndarray, scale: np.ndarray, loc: np.ndarray, base: np.ndarray,
+        coupling: np.ndarray, weight: np.ndarray,
+    ):
+        self.order, self.table, self.scale, self.loc = order, table, scale, loc
+        self.base, self.coupling, self.weight = base, coupling, weight
+
+    def select(self, index: np.ndarray) -> Self:
+        """Of the pixels ``index`` (n,) alone."""
+        own = (t[..., index] for t in (self.scale, self.loc, self.base, self.coupling, self.weight))
+        return type(self)(self.order, self.table, *own)
 
     @abstractmethod
-    def integers(self, tables: Tables, channel: int, x: Tensor, positions: Tensor | None) -> ByteMixture:
-        """One channel's distributions over 0..255 at the positions, given the earlier channels (``order``) of x.
+    def mixture(self, place: int, earlier: Sequence[np.ndarray]) -> ByteMixture:
+        """The colour that is coded at ``place``, given all earlier ones (N,) int32."""
 
-        Of parameters that are ``on_grid``; x: (B, 3, h, w); positions: int64 (N,) indices into the flattened (B, h, w),
-        or None for all.
-        """
-
-    def components(
-        self, tables: Tables, channel: int, weight: Tensor, x: Tensor, positions: Tensor | None
-    ) -> ByteMixture:
-        """The mixture of one channel with the component weights (K, N) int32."""
-        location = location_of(select(self.location(channel, x), positions))
-        scale = inverse_scale(tables, select(self.log_sigma[:, :, channel], positions))
-        return ByteMixture(tables.logistic, location, scale, weight)
+    def components(self, place: int, earlier: Sequence[np.ndarray], weight: np.ndarray) -> ByteMixture:
+        """Its mixture with the component weights (K, N) int32."""
+        c = self.order[place]
+        location = self.loc[:, c] + self.base[:, c]  # (K, N)
+        for m, k in zip(range(place), COUPLED[place]):
+            location = location + self.coupling[:, k] * (earlier[m].astype(np.float32) - self.base[:, self.order[m]])
+        return ByteMixture(self.table, location_of(location), self.scale[:, c], weight)
 
 
 def logistic_mass(x: Tensor, loc: Tensor, log_sigma: Tensor, width: float = 1.0) -> Tensor:

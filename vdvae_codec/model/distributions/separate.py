@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE, STEPS, ByteMixture, Tables, on_grid, select, weight_of
+from vdvae_codec.exact.cdf import (
+    LOG_SIGMA_RANGE,
+    STEPS,
+    ByteMixture,
+    Tables,
+    columns,
+    inverse_scale,
+    on_grid,
+    weight_of,
+)
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
     COUPLING_REACH,
+    Colours,
     Mixture,
     Uniform,
     gumbel_argmax,
@@ -67,13 +78,18 @@ class SeparateMixture(Mixture):
             x[:, c] = levels(self.location(c, x).gather(1, choice[:, :, c])[:, 0] + noise[:, c])
         return x
 
-    def on_grid(self) -> Self:
-        return replace(
-            self, loc=on_grid(self.loc, STEPS).clamp(-LOC_REACH, LOC_REACH),
-            base=on_grid(self.base, STEPS).clamp(*BASE_RANGE),
-            coupling=on_grid(self.coupling, COUPLING_STEPS).clamp(-COUPLING_REACH, COUPLING_REACH),
+    def integers(self, tables: Tables, positions: Tensor | None) -> SeparateColours:
+        loc, base, coupling = (columns(t, positions) for t in (self.loc, self.base, self.coupling))
+        return SeparateColours(
+            self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
+            on_grid(loc, STEPS).clip(-LOC_REACH, LOC_REACH), on_grid(base, STEPS).clip(*BASE_RANGE)[None],
+            on_grid(coupling, COUPLING_STEPS).clip(-COUPLING_REACH, COUPLING_REACH)[None],
+            weight_of(tables, columns(self.logits, positions)),
         )
 
-    def integers(self, tables: Tables, channel: int, x: Tensor, positions: Tensor | None) -> ByteMixture:
-        weight = weight_of(tables, select(self.logits[:, :, channel], positions))
-        return self.components(tables, channel, weight, x, positions)
+
+class SeparateColours(Colours):
+    """Each colour has weights of its own: ``weight`` (K, 3, N)."""
+
+    def mixture(self, place: int, earlier: Sequence[np.ndarray]) -> ByteMixture:
+        return self.components(place, earlier, self.weight[:, self.order[place]])
