@@ -7,7 +7,8 @@ import torch
 
 from vdvae_codec.codec.quantise import quantise_model
 from vdvae_codec.model.config import ModelConfig
-from vdvae_codec.model.encoder import EncoderStage, ResidualConfig
+from vdvae_codec.model.encoder import EncoderStage, ResidualConfig, StyleConfig
+from vdvae_codec.model.layers.causal import CausalConfig
 from vdvae_codec.model.layers.latent import LatentConfig
 from vdvae_codec.model.layers.phase import PhaseConfig
 from vdvae_codec.model.vdvae import VDVAE
@@ -21,6 +22,11 @@ TINY = ModelConfig(
         PhaseConfig(2, 12, 12, ((1, 1), (0, 1), (1, 0)), blocks=1, mixtures=2, joint=True, predictor=3),
     ),
     encoder=ResidualConfig((EncoderStage(8, 16, 16, blocks=1), EncoderStage(4, 16, 12, blocks=1))),
+    tile=32,
+)
+CAUSAL = ModelConfig(
+    layers=(LatentConfig(16, 16, 16, zdim=4, kernel=1), CausalConfig(16, 12, blocks=2, mixtures=2)),
+    encoder=StyleConfig((EncoderStage(16, 16, 8, blocks=1),)),
     tile=32,
 )
 

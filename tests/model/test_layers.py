@@ -158,7 +158,7 @@ def test_kinds_that_are_not_registered_are_refused(toy: ModelConfig) -> None:
 
 
 def test_the_registry_is_as_it_was() -> None:
-    assert list(KINDS) == ["latent", "phase", "child2021.latent", "child2021.pixels"]
+    assert list(KINDS) == ["latent", "phase", "causal", "child2021.latent", "child2021.pixels"]
 
 
 def test_layers_know_all_pixels_of_the_layers_before() -> None:

@@ -30,6 +30,7 @@ FAR = np.float32(2**30)  # an edge beyond every table
 FURTHEST = 2**13 - 1  # of locations, in 1/16 of a step
 SUPPORT = 14  # values that a support holds
 CHUNK = 4096  # symbols at a time: their tables stay in a core's cache
+WORTH_A_THREAD = 768  # symbols
 FLOOR = 16  # every value of 0..255 gets at least 2^-22 of the total, 2^-14 in all
 
 
@@ -222,14 +223,21 @@ class ByteNibbles:
 
 def in_parts(work: Callable[[slice], None], count: int) -> None:
     """Does the work of symbols 0..count-1 a chunk at a time, on as many threads as torch would take."""
-    chunks = [slice(begin, begin + CHUNK) for begin in range(0, count, CHUNK)]
-    if len(chunks) < 2 or torch.get_num_threads() == 1:
+    threads = torch.get_num_threads()
+    size = min(CHUNK, max(WORTH_A_THREAD, -(-count // threads)))
+    chunks = [slice(begin, begin + size) for begin in range(0, count, size)]
+    if len(chunks) < 2 or threads == 1:
         for chunk in chunks:
             work(chunk)
     else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for _ in pool.map(work, chunks):
-                pass
+        for _ in pool(threads).map(work, chunks):
+            pass
+
+
+@functools.cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept."""
+    return ThreadPoolExecutor(threads)
 
 
 def edge(value: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from vdvae_codec.errors import ExactnessError
 from vdvae_codec.exact.activations import EXACT
 
 LIMIT = 2**24
-TAPS = ((0, 0), (0, -1), (-1, 1), (-1, 0), (-1, -1))  # (dy, dx) of what a causal convolution sees
+TAPS = ((0, 0), (-1, 1), (0, -1), (-1, 0), (-1, -1))  # (dy, dx) of what a causal convolution sees
 
 
 def causal_mask() -> Tensor:

@@ -115,14 +115,19 @@ class Ring:
         self.store = torch.zeros((SLOTS, tiles, height + 1, channels), dtype=dtype, device=device)
 
     def neighbours(self, wave: Wave, a: Tensor) -> Tensor:
-        """Keeps a (N, C) of the N = T n positions, and gives what ``TAPS`` see there: (N, 5 C)."""
+        """Keeps a (N, C) of the N = T n positions, and gives what ``TAPS`` see there, one after the other: (N, 5 C)."""
         low, high = wave.low, wave.high
         own = self.store[wave.t % SLOTS]
         own[:, low + 1 : high + 1] = a.view(len(own), high - low, -1)
         if low:
             own[:, low] = 0  # this row has ended: beyond the tile
-        slots = [self.store[(wave.t + dx + 2 * dy) % SLOTS] for dy, dx in TAPS]
-        return torch.cat([s[:, low + 1 + dy : high + 1 + dy] for s, (dy, _) in zip(slots, TAPS)], 2).flatten(0, 1)
+        before, second, third = (self.store[(wave.t - n) % SLOTS] for n in (1, 2, 3))
+        tiles, stored, channels = own.shape
+        n = high - low
+        # Above to the right, and to the left: the rows low - 1 + y and low + y of one wavefront lie side by side.
+        pairs = before[:, low:].as_strided((tiles, n, 2 * channels), (stored * channels, channels, 1))
+        seen = [own[:, low + 1 : high + 1], pairs, second[:, low:high], third[:, low:high]]
+        return torch.cat(seen, 2).flatten(0, 1)
 
 
 class Strip:

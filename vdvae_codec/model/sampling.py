@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vdvae_codec.model.distributions.gaussian import Gaussian
 from vdvae_codec.model.distributions.logistics import Mixture
-from vdvae_codec.model.layers.base import Acts, PixelLayer, Visitor
+from vdvae_codec.model.layers.base import Acts, PixelLayer, State, Visitor
+from vdvae_codec.model.layers.causal import CausalLayer
 from vdvae_codec.model.layers.latent import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE
 
@@ -32,6 +33,11 @@ class Sample(Visitor):
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:
         drawn = p.sample(self.temperature)
         layer.plane(x).copy_(drawn if layer.channels == 3 else drawn[:, p.order[:1]])
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        for wave, rows, pixels in layer.waves(state):
+            drawn = layer.distribution(rows).sample(self.temperature)[0, :, 0]  # (3, N)
+            pixels.put(wave, (drawn if layer.channels == 3 else drawn[:1].expand(3, -1)).t())
 
 
 class Reconstruct(Sample):
@@ -54,6 +60,12 @@ class Reconstruct(Sample):
             super().pixels(layer, p, x)
         else:
             layer.plane(x).copy_(layer.plane(self.known))
+
+    def causal(self, layer: CausalLayer, state: State) -> None:
+        if self.known is None or layer.stride < self.stride:
+            super().causal(layer, state)
+        else:
+            layer.plane(state.x).copy_(layer.plane(self.known))
 
 
 @torch.no_grad()

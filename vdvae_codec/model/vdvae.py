@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vdvae_codec.errors import ModelError
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.model.blocks import Conv, Gives, Tanh, cells
+from vdvae_codec.model.blocks import Conv, Gives, Tanh
 from vdvae_codec.model.config import ModelConfig
 from vdvae_codec.model.kinds import ENCODERS, KINDS
 from vdvae_codec.model.layers.base import Acts, Offset, PixelLayer, Place, State, Visitor
@@ -49,8 +49,9 @@ class VDVAE(nn.Module):
         stride, side = self.config.max_stride, self.config.side
         if side and x.shape[2:] != (side, side):
             raise ModelError(f"this model is for images of {side}x{side}, not of {x.shape[2]}x{x.shape[3]}")
-        h = self.bias.expand(x.shape[0], -1, cells(x.shape[2], stride), cells(x.shape[3], stride))
-        state = State(h, stride, x)
+        while stride < max(x.shape[2:]):  # one cell
+            stride *= 2
+        state = State(self.bias.expand(x.shape[0], -1, 1, 1), stride, x)
         for layer in self.layers:
             state = layer(state, visit)
 

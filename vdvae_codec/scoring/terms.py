@@ -88,7 +88,7 @@ class Itemise(Visitor):
         log_q, log_p = ((-0.5 * ((z - d.mean) / d.log_sigma.exp()) ** 2 - d.log_sigma) * active for d in (q, p))
         self.ratio_bits = self.ratio_bits + (log_q - log_p).sum((1, 2, 3)) / NATS
         spread = kl.sum(1).repeat_interleave(layer.stride, 1).repeat_interleave(layer.stride, 2)
-        self.heat += spread / layer.stride**2
+        self.heat += spread[:, : self.heat.shape[1], : self.heat.shape[2]] / layer.stride**2
         return torch.where(active, z, p.mean)
 
     def pixels(self, layer: PixelLayer, p: Mixture, x: Tensor) -> None:

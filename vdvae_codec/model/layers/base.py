@@ -48,7 +48,7 @@ class Visitor(Protocol):
 
     def causal(self, layer: CausalLayer, state: State) -> None:
         """The same for a layer whose pixels depend on each other; here all of them are known."""
-        self.pixels(layer, layer.parallel(state), state.x)
+        self.pixels(layer, layer.distributions(state), state.x)
 
 
 class LayerConfig(Protocol):

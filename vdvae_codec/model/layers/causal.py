@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vdvae_codec.errors import ConfigError
 from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE
+from vdvae_codec.exact.conv import ExactConv
 from vdvae_codec.exact.wavefront import Pixels, Ring, Strip, Wave, waves
 from vdvae_codec.images.tiling import FILL
 from vdvae_codec.model.blocks import FINE, CausalBlock, Conv, Gives, full, upsample
@@ -109,8 +110,17 @@ class CausalLayer(PixelLayer):
         visit.causal(self, state)
         return state
 
+    def distributions(self, state: State) -> JointMixture:
+        """Of all pixels of an image that is known: (B, ..., h, w)."""
+        if not isinstance(self.embed, ExactConv):
+            return self.parallel(state)
+        b, _, height, width = self.plane(state.x).shape
+        columns = self.strips(state).view(b, height, width, -1).permute(0, 3, 1, 2).contiguous()
+        bases = columns[:, 10 * self.mixtures :].reshape(b, self.mixtures, 3, height, width)
+        return self.mixture(columns[:, : 10 * self.mixtures], bases)
+
     def parallel(self, state: State) -> JointMixture:
-        """The distributions of all pixels at once, of an image that is known."""
+        """Likewise, of a float model: each convolution over the whole image."""
         x = self.plane(state.x)
         height, width = x.shape[2:]
         r = self.reach
@@ -126,13 +136,13 @@ class CausalLayer(PixelLayer):
     def strips(self, state: State) -> Tensor:
         """What the head gives for all pixels of an image that is known, and the bases: rows (B h w, 13 K).
 
-        The parameters of ``parallel``, bit by bit on an exact model, in less time and memory there.
+        The parameters of ``parallel``, bit by bit on an exact model, in less time and memory.
         """
         plane = self.plane(state.x)
         count, _, height, width = plane.shape
         tiles = max(1, STRIP_PIXELS // (height * width))
         rows = min(height, max(1, STRIP_PIXELS // (tiles * width)))
-        out = []
+        out = torch.empty(count, height * width, 13 * self.mixtures, device=plane.device)
         for n in range(0, count, tiles):
             x, h = plane[n : n + tiles], rows_of(state.h[n : n + tiles])
             pixels = Pixels(x, self.reach, FILL)
@@ -142,10 +152,9 @@ class CausalLayer(PixelLayer):
                 here = min(rows, height - y)
                 known = pixels.strip(y, here, self.taps)
                 at = torch.arange(y, y + here, device=x.device)[:, None], torch.arange(width, device=x.device)
-                f = self.network(known, self.features(state, h, *at), [partial(s.neighbours, here) for s in strips])
-                out.append(f.view(len(x), here * width, -1))
-        per = -(-height // rows)
-        return torch.cat([torch.cat(out[n : n + per], 1).flatten(0, 1) for n in range(0, len(out), per)])
+                found = self.network(known, self.features(state, h, *at), [partial(s.neighbours, here) for s in strips])
+                out[n : n + tiles, y * width : (y + here) * width] = found.view(len(x), here * width, -1)
+        return out.flatten(0, 1)
 
     def waves(self, state: State) -> Iterator[tuple[Wave, Tensor, Pixels]]:
         """The same rows a wavefront at a time, (N, 13 K) of its N pixels.
@@ -170,15 +179,19 @@ class CausalLayer(PixelLayer):
         return [(self.width, block.c1.kept, device) for block in self.causal_blocks]
 
     def features(self, state: State, h: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """The state's features, of which h are the ``rows_of`` all tiles, at positions (y, x): (N, width)."""
+        """The state's features, of which h are the ``rows_of`` all tiles, at positions (y, x): (T, n or 1, width)."""
+        if h.shape[1] == 1:
+            return h
         factor = state.stride // self.stride
         cell = (y // factor) * state.h.shape[3] + x // factor
-        return h.index_select(1, cell.flatten()).flatten(0, 1)
+        return h.index_select(1, cell.flatten())
 
     def network(self, known: Tensor, h: Tensor, neighbours: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """What the head gives, and the bases (N, 13 K), from what is known (N, 3 n) and the state's features h."""
+        """What the head gives, and the bases (N, 13 K), from what is known (N, 3 n) and the ``features`` of N = T n
+        positions."""
         bases = self.bases(known)
-        f = run(self.embed, self.seen(known, bases)) + h
+        f = run(self.embed, self.seen(known, bases))
+        f = (f.view(len(h), -1, f.shape[1]) + h).flatten(0, 1)
         for block, near in zip(self.causal_blocks, neighbours):
             f = block.rows(f, near)
         return torch.cat([full(run(self.head, f)), bases.flatten(1)], 1)
@@ -211,7 +224,7 @@ class CausalLayer(PixelLayer):
         """The distribution that the head's channels ``out`` (B, 10 K, h, w) describe."""
         b, _, height, width = out.shape
         k = self.mixtures
-        loc, log_sigma, coupling = out[:, k:].view(b, 3, k, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
+        loc, log_sigma, coupling = out[:, k:].reshape(b, 3, k, 3, height, width).unbind(1)  # each (B, K, 3, h, w)
         return JointMixture(out[:, :k], loc, log_sigma.clamp(*LOG_SIGMA_RANGE), bases, coupling)
 
 
