@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .files import STREAM, collected, each, output_file, output_path, read_input, refuse_existing, say
+from .helpers import helpers
 from .options import device_option, force_option, jobs_option, json_option, model_option, threads_option
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def compress(
         with output_file(out, force) as file:
             report = write(
                 pictures, file, model, device, segment=segment, fallback=not no_fallback, verify=not no_verify,
-                total=len(pictures) if path.is_dir() else None,
+                total=len(pictures) if path.is_dir() else None, helpers=sharing,
             )
         row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
         row |= {"seconds": round(time.perf_counter() - begun, 3)} | ({"failed": len(failed)} if path.is_dir() else {})
@@ -65,7 +66,8 @@ def compress(
         if failed:
             raise click.ClickException(f"{len(failed)} files could not be read and are not in the archive")
 
-    each(inputs, work, jobs)
+    with helpers(jobs) as sharing:
+        each(inputs, work, jobs)
 
 
 def one_picture(path: Path) -> list[Picture]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .files import STREAM, collected, each, open_input, output_path, refuse_existing, say, write_output
+from .helpers import helpers
 from .options import decoder_model_option, device_option, force_option, jobs_option, json_option, threads_option
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def decompress(
             from vdvae_codec.codec.archive import Archive
             from vdvae_codec.codec.restore import is_single
 
-            archive = Archive(file, model, device)
+            archive = Archive(file, model, device, sharing)
             (file_work if is_single(archive) else folder_work)(path, archive)
 
     def file_work(path: Path, archive: Archive) -> None:
@@ -87,7 +88,8 @@ def decompress(
     def wanted(name: str) -> bool:
         return only is None or fnmatch.fnmatchcase(name, only)
 
-    each(inputs, work, jobs)
+    with helpers(jobs) as sharing:
+        each(inputs, work, jobs)
 
 
 def write_image(path: Path, image: bytes, modified: int | None, force: bool) -> None:

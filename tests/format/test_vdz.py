@@ -29,13 +29,14 @@ GREY = Entry("a/c.png", None, 2, 3, 1, metadata={"exif": b"Exif\0\0II*\0", "xmp"
 STORED = Entry("d.png", -5, 1, 2, 0, 9, ".png", True)
 REPLACED = Entry("größe.tif", 1_500_000_000, 20, 30, 0, 11, ".webp", False, {"xmp": b""})
 MIXED = Segment((CODED, GREY, STORED, REPLACED), "photo-1", DIGEST, (1, 2, 2, 1), 2, 0x12345678, 8, bytes(range(28)))
+APART = Segment((CODED, GREY), "photo-2", DIGEST, (4, 2), 2, 0x12345678, 12, bytes(range(12)), (8, 4))
 FILES = Segment((STORED, REPLACED), "", bytes(16), (), 0, 0, 0, bytes(20))
 ALONE = Segment((Entry("", None, 2, 3, 1),), "m", b"0123456789abcdef", (1,), 1, 7, 4, b"\1\2\3\4")
 KEPT = Segment((Entry("", None, 300, 2, 0, 5, ".png", True),), "", bytes(16), (), 0, 0, 0, b"file!")
 GOLDEN_ALONE = (
     "8956445a0d0a1a0a01"
-    "5345474d012400000004000000000000004dc46fe9"
-    "0000016d303132333435363738396162636465660700000001010101010001020301010001020304cdfb3cb6"
+    "5345474d01250000000400000000000000173b4ffb"
+    "0000016d30313233343536373839616263646566070000000101010101000001020301010001020304cdfb3cb6"
 )
 GOLDEN_KEPT = (
     "8956445a0d0a1a0a01"
@@ -160,6 +161,16 @@ def test_random_segments(seed: int) -> None:
         assert [len(file) for file in files if file] == [e.file_bytes for e in segment.entries if not e.coded]
 
 
+def test_each_group_may_have_a_stack_of_its_own() -> None:
+    assert read(written(APART, MIXED)) == [APART, MIXED]
+    assert list(APART.words()) == [bytes(range(8)), bytes(range(8, 12))] and list(MIXED.words()) == [bytes(range(8))]
+    for stacks in ((12,), (8, 8), (6, 6), (8, 0, 4), (-4, 16)):
+        with pytest.raises(FormatError, match="stacks"):
+            dataclasses.replace(APART, stacks=stacks)
+    with pytest.raises(FormatError, match="stacks"):
+        dataclasses.replace(APART, direct=1)
+
+
 def test_files_lie_behind_the_words() -> None:
     assert list(MIXED.files()) == [None, None, MIXED.payload[8:17], MIXED.payload[17:]]
     assert list(FILES.files()) == [bytes(9), bytes(11)]
@@ -189,7 +200,7 @@ def test_tables_of_many_alike_images_are_small() -> None:
     assert read(data) == [segment] and len(data) < 5_000
 
 
-@pytest.mark.parametrize("segment", [MIXED, FILES, ALONE])
+@pytest.mark.parametrize("segment", [MIXED, APART, FILES, ALONE])
 def test_no_cut_is_read(segment: Segment) -> None:
     data = written(segment)
     for length in range(len(data)):
@@ -199,7 +210,7 @@ def test_no_cut_is_read(segment: Segment) -> None:
         read(data + b"\0")
 
 
-@pytest.mark.parametrize("segment", [MIXED, FILES, ALONE])
+@pytest.mark.parametrize("segment", [MIXED, APART, FILES, ALONE])
 def test_no_flip_is_read(segment: Segment) -> None:
     data = written(segment)
     for bit in range(8 * len(data)):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vdvae_codec import DEFAULT_MODEL, transforms
 from vdvae_codec.codec import pipeline
+from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
@@ -141,6 +142,7 @@ class Folder:
 def write(
     pictures: Iterable[Picture], file: BinaryIO, model: str | Released = DEFAULT_MODEL, device: str = "auto", *,
     segment: int = SEGMENT, fallback: bool = True, verify: bool = True, total: int | None = None,
+    helpers: Helpers = ALONE,
 ) -> Report:
     """Codes pictures, in their order, into a .vdz, and says what it costs.
 
@@ -151,9 +153,9 @@ def write(
     costs = Costs(released.name)
     with tqdm(total=total, desc="compressing", unit="image", disable=None if total else True) as bar:
         for part in segments_of(distinct(pictures), segment):
-            encoded = pipeline.encode(part, released, fallback=fallback)
+            encoded = pipeline.encode(part, released, fallback=fallback, helpers=helpers)
             if verify:
-                pipeline.verify(part, encoded.segment, released)
+                pipeline.verify(part, encoded.segment, released, helpers)
             writer.add(encoded.segment)
             costs.add(part, encoded)
             bar.update(len(part))
@@ -231,8 +233,10 @@ class Archive:
     on behind it.
     """
 
-    def __init__(self, file: BinaryIO, model: str | Released | None = None, device: str = "auto"):
-        self._file, self._model, self._device = file, model, device
+    def __init__(
+        self, file: BinaryIO, model: str | Released | None = None, device: str = "auto", helpers: Helpers = ALONE
+    ):
+        self._file, self._model, self._device, self._helpers = file, model, device, helpers
         try:
             self.reader = Reader(file)
         except BaseException:
@@ -292,7 +296,7 @@ class Archive:
         return self._kept[1][place]
 
     def _decode(self, found: Found) -> list[Picture]:
-        return pipeline.decode(self.reader.segment(found), self._model, self._device)
+        return pipeline.decode(self.reader.segment(found), self._model, self._device, self._helpers)
 
     def segments(self) -> Iterator[Segment]:
         """All segments as they lie in the file. Raises FormatError."""

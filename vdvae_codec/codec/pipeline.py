@@ -11,6 +11,7 @@ import numpy as np
 from vdvae_codec import transforms
 from vdvae_codec.codec import tiles
 from vdvae_codec.codec.group import codes_first_pixels_first
+from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.store import Released, model_named
 from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
@@ -34,7 +35,9 @@ class Encoded:
 
 
 @plain()
-def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = True) -> Encoded:
+def encode(
+    pictures: Sequence[Picture], released: Released, *, fallback: bool = True, helpers: Helpers = ALONE
+) -> Encoded:
     """Codes pictures together.
 
     What no model can code (16 bits, transparency, palettes, animations) is stored as a file. With ``fallback`` so is an
@@ -42,7 +45,7 @@ def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = 
     """
     coded = {n: forward(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None}
     files = {n: best_file(p) for n, p in enumerate(pictures) if p.pixels is None}
-    words = encode_words(list(coded.values()), released)
+    words = encode_words(list(coded.values()), released, helpers)
     if fallback:
         smaller, saved_bytes = {}, 0.0
         for n, bits in zip(coded, words.image_bits):
@@ -54,14 +57,14 @@ def encode(pictures: Sequence[Picture], released: Released, *, fallback: bool = 
         if len(smaller) == len(coded) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
             coded = {n: own for n, own in coded.items() if n not in smaller}
             files |= smaller
-            words = encode_words(list(coded.values()), released)
+            words = encode_words(list(coded.values()), released, helpers)
     entries = tuple(
         coded_entry(p, coded[n].side_info) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
     )
     payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
     crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
-    segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload)
+    segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload, words.stacks)
     return Encoded(segment, words.initial_bits)
 
 
@@ -70,8 +73,8 @@ def forward(pixels: np.ndarray, released: Released) -> Coded:
     return transforms.forward(pixels, masked=codes_first_pixels_first(released.model))
 
 
-def encode_words(coded: Sequence[Coded], released: Released) -> tiles.Words:
-    return tiles.encode([own.pixels for own in coded], [own.chroma_mask for own in coded], released)
+def encode_words(coded: Sequence[Coded], released: Released, helpers: Helpers) -> tiles.Words:
+    return tiles.encode([own.pixels for own in coded], [own.chroma_mask for own in coded], released, helpers)
 
 
 def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None:
@@ -116,12 +119,14 @@ def checksum(images: Sequence[np.ndarray]) -> int:
     return crc
 
 
-def decode(segment: Segment, model: str | Released | None = None, device: str = "auto") -> list[Picture]:
+def decode(
+    segment: Segment, model: str | Released | None = None, device: str = "auto", helpers: Helpers = ALONE
+) -> list[Picture]:
     """The images of a segment, checked against their CRC; stored originals come back as the files that they were.
 
     ``model`` is tried where the model that the segment names is not a shipped one. Raises FormatError or ModelError.
     """
-    pixels = iter(decode_pixels(segment, model, device))
+    pixels = iter(decode_pixels(segment, model, device, helpers))
     return [
         decoded_picture(entry, next(pixels) if file is None else None, file)
         for entry, file in zip(segment.entries, segment.files())
@@ -140,25 +145,27 @@ def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None)
 
 
 @plain()
-def decode_pixels(segment: Segment, model: str | Released | None = None, device: str = "auto") -> list[np.ndarray]:
+def decode_pixels(
+    segment: Segment, model: str | Released | None = None, device: str = "auto", helpers: Helpers = ALONE
+) -> list[np.ndarray]:
     """The pixels (H, W, 1 or 3) uint8 of the images that the model coded. Raises FormatError or ModelError."""
     entries = [entry for entry in segment.entries if entry.coded]
     if not entries:
         return []
     released = model_named(segment.model, segment.digest, model, device)
-    coded = decode_coded(segment, released)
+    coded = decode_coded(segment, released, helpers)
     images = [transforms.inverse(own, entry.side_info) for own, entry in zip(coded, entries)]
     if checksum(images) != segment.pixels_crc:
         raise FormatError("the decoded pixels do not match their checksum")
     return images
 
 
-def decode_coded(segment: Segment, released: Released) -> list[np.ndarray]:
+def decode_coded(segment: Segment, released: Released, helpers: Helpers = ALONE) -> list[np.ndarray]:
     """What the model codes in the place of pixels (H, W, 1 or 3) uint8. Raises FormatError."""
     entries = [entry for entry in segment.entries if entry.coded]
     masks = [chroma_mask(entry, released) for entry in entries]
-    words = segment.payload[: segment.word_bytes]
-    return tiles.decode([e.shape for e in entries], masks, segment.groups, segment.direct, words, released)
+    shapes, stacks = [e.shape for e in entries], list(segment.words())
+    return tiles.decode(shapes, masks, segment.groups, segment.direct, stacks, released, helpers)
 
 
 def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:
@@ -168,9 +175,11 @@ def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:
     return mask
 
 
-def verify(pictures: Sequence[Picture], segment: Segment, released: Released) -> None:
+def verify(
+    pictures: Sequence[Picture], segment: Segment, released: Released, helpers: Helpers = ALONE
+) -> None:
     """Raises VdvaeCodecError if a segment does not decode to what it was made of."""
-    for picture, decoded in zip(pictures, decode(segment, released)):
+    for picture, decoded in zip(pictures, decode(segment, released, helpers=helpers)):
         if not is_same(picture, decoded):
             name = picture.name or "the image"
             raise VdvaeCodecError(f"{name}: does not decode to the same pixels; nothing was written")

@@ -8,18 +8,18 @@ MIN_BITS = 64  # bits that must be left on the stack when a group has borrowed
 
 
 def code_groups(
-    total: int, room: Callable[[int], tuple[int, int]], attempt: Callable[[int, int, bool], bool], first: int = 1
+    total: int, room: Callable[[int], tuple[int, int]], attempt: Callable[[int, int, bool], bool]
 ) -> list[int]:
     """Codes tiles 0..total-1 in growing groups and returns their sizes.
 
     ``room(start)`` says how many tiles of the same shape there are from ``start`` on, and how many make the largest
     group. ``attempt(start, size, direct)`` codes the tiles from ``start`` or returns False, having changed nothing, if
-    the bits to borrow are not there; the group is then halved. The ``first`` tiles are coded directly: they borrow
-    nothing and are never refused. Where even one tile is refused (in flat images, whose pixels pay for nothing), all
-    begins anew with twice as many tiles coded directly.
+    the bits to borrow are not there; the group is then halved. The first tile is coded directly: it borrows nothing
+    and is never refused. Where even one tile is refused (in flat images, whose pixels pay for nothing), all begins anew
+    with twice as many tiles coded directly.
     """
     sizes: list[int] = []
-    start, size = 0, first
+    start, size, first = 0, 1, 1
     while start < total:
         same, largest = room(start)
         direct = start < first

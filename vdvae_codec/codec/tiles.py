@@ -1,8 +1,8 @@
-"""Coded pixels of images to the entropy coder's words and back: tiles, groups of tiles of one shape, one stack."""
+"""Coded pixels of images to the entropy coder's words and back: tiles, groups of tiles of one shape, stacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vdvae_codec.codec.group import Group
+from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.schedule import code_groups
-from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import pop_group, push_group
+from vdvae_codec.codec.store import Released, load_released
+from vdvae_codec.codec.visitors import Pushed, pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError
+from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes, tile_grid, wave_tile
 from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
-WAVE_PIXELS = 3 * 2**20  # of those of causal models, whose steps are the better the more tiles there are
+WAVE_PIXELS = 3 * 2**19  # of those of causal models, whose steps are the better the more tiles there are
 MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
@@ -41,11 +43,12 @@ class Run:
 class Words:
     """What coding images gave."""
 
-    payload: bytes  # the stack's words
+    payload: bytes  # the stacks' words
     groups: tuple[int, ...]  # their sizes
     direct: int  # number of groups, the first ones, that borrowed nothing
     initial_bits: float  # what the latents of the direct groups cost because nothing could be borrowed yet
     image_bits: np.ndarray  # (images,) what each of them cost
+    stacks: tuple[int, ...] = ()  # bytes of each group's own stack; none where all are on one
 
 
 def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
@@ -64,11 +67,11 @@ def runs_of(shapes: Sequence[Shape], config: ModelConfig) -> list[Run]:
     return list(runs.values())
 
 
-def group_of(places: Sequence[Place], run: Run, masks: Sequence[Mask], device: torch.device) -> Group:
-    """The group of some tiles of a run; ``masks`` are those of all images."""
+def mask_of(places: Sequence[Place], run: Run, masks: Sequence[Mask]) -> np.ndarray:
+    """(B, 1 or 2, th, tw) bool: what is coded of some tiles of a run, as ``Group`` has it; ``masks`` of all images."""
     first = in_image([box for _, box in places], run.tile)  # (B, th, tw)
     if run.channels == 1:
-        return Group(torch.from_numpy(first[:, None]).to(device))
+        return first[:, None]
     later = first.copy()
     for n, (image, (y0, x0, y1, x1)) in enumerate(places):
         mask = masks[image]
@@ -77,23 +80,108 @@ def group_of(places: Sequence[Place], run: Run, masks: Sequence[Mask], device: t
             others = blocks.repeat(2, 0).repeat(2, 1)
             others[::2, ::2] = False  # of each block the first pixel is coded whole
             later[n, : y1 - y0, : x1 - x0] &= ~others[: y1 - y0, : x1 - x0]
-    return Group(torch.from_numpy(np.stack([first, later], 1)).to(device))
+    return np.stack([first, later], 1)
+
+
+def cut_group(
+    images: Sequence[np.ndarray], places: Sequence[Place], run: Run, masks: Sequence[Mask]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles of images (H, W, 1 or 3) uint8, (B, 3, th, tw) uint8 in G, R, B order, and what of them is coded."""
+    return cut_tiles(images, places, run.tile)[0], mask_of(places, run, masks)
 
 
 def tensor_of(
     images: Sequence[np.ndarray], places: Sequence[Place], run: Run, masks: Sequence[Mask], device: torch.device
 ) -> tuple[Tensor, Group]:
-    """Tiles of images (H, W, 1 or 3) uint8, (B, 3, th, tw) float32 in G, R, B order, and their group."""
-    cut, _ = cut_tiles(images, places, run.tile)
+    """Likewise as float32, and as a group."""
+    cut, coded_mask = cut_group(images, places, run, masks)
     x = torch.from_numpy(cut).to(device).float().contiguous(memory_format=torch.channels_last)
-    return x, group_of(places, run, masks, device)
+    return x, Group(torch.from_numpy(coded_mask).to(device))
 
 
-def encode(images: Sequence[np.ndarray], masks: Sequence[Mask], released: Released) -> Words:
-    """Codes images (H, W, 1 or 3) uint8, run after run, in growing groups; ``masks`` are their chroma masks."""
+def encode(
+    images: Sequence[np.ndarray], masks: Sequence[Mask], released: Released, helpers: Helpers = ALONE
+) -> Words:
+    """Codes images (H, W, 1 or 3) uint8, run after run; ``masks`` are their chroma masks."""
     shapes = [shape_of(image) for image in images]
     check_size(shapes, released.config)
     runs = runs_of(shapes, released.config)
+    if released.config.causal:
+        return encode_apart(images, masks, runs, released, helpers if released.device.type == "cpu" else ALONE)
+    return encode_chained(images, masks, runs, released)
+
+
+def encode_apart(
+    images: Sequence[np.ndarray], masks: Sequence[Mask], runs: Sequence[Run], released: Released, helpers: Helpers
+) -> Words:
+    """Each group on a stack of its own: what latents there are cost little, and groups can be decoded at once."""
+    parts = [(run, places) for run in runs for places in groups_of(run, released.config)]
+    tasks = [Task.of(released, *cut_group(images, places, run, masks)) for run, places in parts]
+    stacks, initial_bits, image_bits = [], 0.0, np.zeros(len(images))
+    with tqdm(total=len(parts), desc="encoding", unit="group", disable=None, leave=False) as bar:
+        for (_, places), (words, pushed) in zip(parts, helpers.map(push_apart, tasks)):
+            stacks.append(words)
+            initial_bits += pushed.initial_bits
+            np.add.at(image_bits, [image for image, _ in places], pushed.tile_bits)
+            bar.update()
+    groups = tuple(len(places) for _, places in parts)
+    return Words(b"".join(stacks), groups, len(groups), initial_bits, image_bits, tuple(map(len, stacks)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A group on a stack of its own, for any process that has the model's folder."""
+
+    folder: str
+    device: str
+    coded_mask: np.ndarray  # (B, 1 or 2, h, w) bool
+    x: np.ndarray | None  # (B, 3, h, w) uint8, to be coded
+    words: bytes = b""  # to be decoded
+
+    @classmethod
+    def of(cls, released: Released, x: np.ndarray | None, coded_mask: np.ndarray, words: bytes = b"") -> Task:
+        return cls(str(released.folder), released.device.type, coded_mask, x, words)
+
+    def load(self) -> tuple[Released, Group]:
+        released = load_released(self.folder, self.device)
+        return released, Group(torch.from_numpy(self.coded_mask).to(released.device))
+
+
+@plain()
+def push_apart(task: Task) -> tuple[bytes, Pushed]:
+    """A group's words, and what it cost."""
+    (released, group), stack = task.load(), Stack()
+    assert task.x is not None
+    x = torch.from_numpy(task.x).to(released.device).float()
+    pushed = push_group(released.model, released.tables, group, x, stack, direct=True)
+    assert pushed is not None  # it borrows nothing
+    return stack.words().astype("<u4").tobytes(), pushed
+
+
+@plain()
+def pop_apart(task: Task) -> np.ndarray:
+    """A group's tiles (B, 3, h, w) uint8; raises FormatError if the words are none of theirs."""
+    (released, group), stack = task.load(), Stack(np.frombuffer(task.words, "<u4"))
+    x = pop_group(released.model, released.tables, group, stack, direct=True)
+    if not stack.empty:
+        raise FormatError("payload: bits are left over after the last pixel")
+    tiles: np.ndarray = x.to(torch.uint8).cpu().numpy()
+    return tiles
+
+
+def groups_of(run: Run, config: ModelConfig) -> Iterator[list[Place]]:
+    """The tiles of the groups of a run that are coded apart."""
+    start = 0
+    while start < len(run.places):
+        size = largest_group(len(run.places) - start, run, config)
+        yield run.places[start : start + size]
+        start += size
+
+
+def encode_chained(
+    images: Sequence[np.ndarray], masks: Sequence[Mask], runs: Sequence[Run], released: Released
+) -> Words:
+    """In growing groups on one stack, from which each borrows the bits that the ones before it pushed."""
     starts = np.cumsum([0, *(len(run.places) for run in runs)])
     total = int(starts[-1])
     stack, initial_bits, direct_groups, image_bits = Stack(), 0.0, 0, np.zeros(len(images))
@@ -126,8 +214,7 @@ def encode(images: Sequence[np.ndarray], masks: Sequence[Mask], released: Releas
             bar.update(size)
             return True
 
-        first = room(0)[1] if total and released.config.causal else 1
-        groups = code_groups(total, room, attempt, first)
+        groups = code_groups(total, room, attempt)
     payload = stack.words().astype("<u4").tobytes()
     return Words(payload, tuple(groups), direct_groups, initial_bits, image_bits)
 
@@ -158,35 +245,71 @@ def count_tiles(shapes: Sequence[Shape], config: ModelConfig) -> int:
 
 
 def decode(
-    shapes: Sequence[Shape], masks: Sequence[Mask], groups: Sequence[int], direct: int, payload: bytes,
-    released: Released,
+    shapes: Sequence[Shape], masks: Sequence[Mask], groups: Sequence[int], direct: int, stacks: Sequence[bytes],
+    released: Released, helpers: Helpers = ALONE,
 ) -> list[np.ndarray]:
-    """The images (H, W, 1 or 3) uint8 of a payload; raises FormatError if the model cannot have written it."""
-    if check_size(shapes, released.config) != sum(groups):
+    """The images (H, W, 1 or 3) uint8 of the words of some stacks; raises FormatError if the model cannot have written
+    them."""
+    if check_size(shapes, released.config) != sum(groups) or len(stacks) not in (1, len(groups)):
         raise FormatError("table: the groups do not fit the images")
     runs = runs_of(shapes, released.config)
     try:
         images = [np.empty(shape, np.uint8) for shape in shapes]
     except (ValueError, MemoryError) as error:
         raise FormatError("table: impossible sizes of images") from error
-    stack = Stack(np.frombuffer(payload, "<u4"))
-    left = [len(run.places) for run in runs]
-    with tqdm(total=sum(left), desc="decoding", unit="tile", disable=None, leave=False) as bar:
-        for n, size in reversed(list(enumerate(groups))):
-            while left and left[-1] == 0:
-                left.pop()
-            if not left or size > left[-1]:
-                raise FormatError("table: the groups do not fit the images")
-            run, end = runs[len(left) - 1], left[-1]
-            if size * run.tile[0] * run.tile[1] > MAX_GROUP_PIXELS:
-                raise FormatError(f"table: a group of {size} tiles is larger than any that is written")
-            places = run.places[end - size : end]
-            group = group_of(places, run, masks, released.device)
+    parts = list(placed(runs, groups))
+    if released.config.causal:
+        found = decode_apart(parts, masks, stacks, released, helpers if released.device.type == "cpu" else ALONE)
+    elif len(stacks) > 1:
+        raise FormatError("table: this model's groups are on one stack")
+    else:
+        found = decode_chained(parts, masks, direct, stacks[0], released)
+    for places, tiles in found:
+        for tile, (image, box) in zip(tiles, places):
+            paste_tile(images[image], box, tile)
+    return images
+
+
+def placed(runs: Sequence[Run], groups: Sequence[int]) -> Iterator[tuple[Run, list[Place]]]:
+    """The tiles of each group; raises FormatError if they are not of one run, or too many."""
+    left = list(runs)
+    start = 0
+    for size in groups:
+        while left and start == len(left[0].places):
+            left.pop(0)
+            start = 0
+        if not left or start + size > len(left[0].places):
+            raise FormatError("table: the groups do not fit the images")
+        run = left[0]
+        if size * run.tile[0] * run.tile[1] > MAX_GROUP_PIXELS:
+            raise FormatError(f"table: a group of {size} tiles is larger than any that is written")
+        yield run, run.places[start : start + size]
+        start += size
+
+
+def decode_apart(
+    parts: Sequence[tuple[Run, list[Place]]], masks: Sequence[Mask], stacks: Sequence[bytes], released: Released,
+    helpers: Helpers,
+) -> Iterator[tuple[list[Place], np.ndarray]]:
+    tasks = [Task.of(released, None, mask_of(places, run, masks), own) for (run, places), own in zip(parts, stacks)]
+    if len(tasks) < len(parts):
+        raise FormatError("table: each of this model's groups has a stack")
+    with tqdm(total=len(parts), desc="decoding", unit="group", disable=None, leave=False) as bar:
+        for (_, places), tiles in zip(parts, helpers.map(pop_apart, tasks)):
+            yield places, tiles
+            bar.update()
+
+
+def decode_chained(
+    parts: Sequence[tuple[Run, list[Place]]], masks: Sequence[Mask], direct: int, words: bytes, released: Released
+) -> Iterator[tuple[list[Place], np.ndarray]]:
+    stack = Stack(np.frombuffer(words, "<u4"))
+    with tqdm(total=sum(len(places) for _, places in parts), desc="decoding", unit="tile", disable=None,
+              leave=False) as bar:
+        for n, (run, places) in reversed(list(enumerate(parts))):
+            group = Group(torch.from_numpy(mask_of(places, run, masks)).to(released.device))
             x = pop_group(released.model, released.tables, group, stack, direct=n < direct)
-            for tile, (image, box) in zip(x.to(torch.uint8).cpu().numpy(), places):
-                paste_tile(images[image], box, tile)
-            left[-1] -= size
-            bar.update(size)
+            yield places, x.to(torch.uint8).cpu().numpy()
+            bar.update(len(places))
     if not stack.empty:
         raise FormatError("payload: bits are left over after the last pixel")
-    return images

@@ -87,6 +87,7 @@ class Segment:
     pixels_crc: int  # CRC-32 of all pixels whose images are coded, image after image
     word_bytes: int  # of the entropy coder
     payload: bytes  # words, then stored files one behind the other
+    stacks: tuple[int, ...] = ()  # bytes of the words of each group, where each has a stack of its own
 
     def __post_init__(self) -> None:
         require(0 < len(self.entries) <= MAX_IMAGES, "table: no images, or too many")
@@ -106,8 +107,18 @@ class Segment:
         require(len(self.groups) <= MAX_GROUPS and all(size > 0 for size in self.groups), "table: impossible groups")
         require(0 <= self.direct <= len(self.groups), "table: impossible groups")
         require(self.word_bytes >= 0 == self.word_bytes % 4, "payload: not a whole number of 32-bit words")
+        apart = len(self.stacks) == len(self.groups) == self.direct and sum(self.stacks) == self.word_bytes
+        whole = all(size >= 0 == size % 4 for size in self.stacks)
+        require(not self.stacks or (apart and whole), "table: the stacks do not fit the groups")
         stored = sum(e.file_bytes for e in self.entries)
         require(self.word_bytes + stored == len(self.payload), "payload: its size differs from what its table says")
+
+    def words(self) -> Iterator[bytes]:
+        """Of each stack."""
+        start = 0
+        for size in self.stacks or (self.word_bytes,):
+            yield self.payload[start : start + size]
+            start += size
 
     def files(self) -> Iterator[bytes | None]:
         """The stored file of each image, None where it is coded."""
@@ -277,8 +288,8 @@ class Reader:
         numbers, start, size = self._table(found)
         payload = self._at(start, size)
         require(zlib.crc32(payload) == _CRC.unpack(self._at(start + size, _CRC.size))[0], "the payload is damaged")
-        fields = _fields(numbers)
-        return Segment(*fields, payload)  # type: ignore[call-arg]
+        *fields, stacks = _fields(numbers)
+        return Segment(*fields, payload, stacks)  # type: ignore[call-arg]
 
     def _table(self, found: Found) -> tuple[_Numbers, int, int]:
         """A segment's table, and where its payload begins and how long it is."""
@@ -300,6 +311,7 @@ def _table(s: Segment) -> bytes:
         runs = list(_runs(s.groups))
         parts += [s.digest, _CRC.pack(s.pixels_crc)]
         parts += [_varints(s.word_bytes // 4, s.direct, len(runs), *itertools.chain(*runs))]
+        parts += [_varints(len(s.stacks), *(size // 4 for size in s.stacks))]
     for value, repeat in _runs(e.modified for e in s.entries):
         parts.append(_varints(0 if value is None else 1 + _zigzag(value), repeat))
     for shape, repeat in _runs(e.shape for e in s.entries):
@@ -319,7 +331,8 @@ def _fields(numbers: _Numbers) -> tuple[Any, ...]:
     """All fields of a ``Segment`` but the payload, from what ``_table`` gave."""
     names = _names(numbers.take(numbers.varint()), MAX_IMAGES)
     model = numbers.text()
-    digest, crc, word_bytes, direct, groups = bytes(_DIGEST_BYTES), 0, 0, 0, []  # type: bytes, int, int, int, list[int]
+    digest, crc, word_bytes, direct = bytes(_DIGEST_BYTES), 0, 0, 0
+    groups, stacks = [], []  # type: list[int], list[int]
     if model:
         digest, crc = numbers.take(_DIGEST_BYTES), _CRC.unpack(numbers.take(_CRC.size))[0]
         word_bytes, direct, runs = 4 * numbers.varint(), numbers.varint(), numbers.varint()
@@ -327,6 +340,9 @@ def _fields(numbers: _Numbers) -> tuple[Any, ...]:
             size, repeat = numbers.varint(), numbers.varint()
             require(0 < repeat <= MAX_GROUPS - len(groups), "table: impossible groups")
             groups += [size] * repeat
+        count = numbers.varint()
+        require(count in (0, len(groups)), "table: the stacks do not fit the groups")
+        stacks = [4 * numbers.varint() for _ in range(count)]
     modified = [None if n == 0 else _unzigzag(n - 1) for (n,) in numbers.column(1, len(names))]
     shapes = numbers.column(3, len(names))
     files = [(0, "", False) if shape[2] else numbers.file() for shape in shapes]
@@ -337,7 +353,7 @@ def _fields(numbers: _Numbers) -> tuple[Any, ...]:
         Entry(name, time, height, width, channels, *file, own)
         for name, time, (height, width, channels), file, own in rows
     )
-    return entries, model, digest, tuple(groups), direct, crc, word_bytes
+    return entries, model, digest, tuple(groups), direct, crc, word_bytes, tuple(stacks)
 
 
 class _Numbers:

@@ -1,0 +1,143 @@
+"""Processes that share the work of one large image: torch's own threads are of little use in small steps."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+MOST = 16  # processes, each of which takes memory of its own
+
+
+@contextlib.contextmanager
+def helpers(jobs: int) -> Iterator[Forked]:
+    """One process for each core but this one's, or none beside ``--jobs``; to be called before torch is imported."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = min(int(os.environ.get("OMP_NUM_THREADS", cores)), MOST) if jobs == 1 else 1
+    possible = "fork" in multiprocessing.get_all_start_methods() and "torch" not in sys.modules
+    forked = Forked(wanted - 1 if possible else 0)
+    try:
+        yield forked
+    finally:
+        forked.close()
+
+
+class Forked:
+    """Helpers (``codec.helpers``) that are forked now and import torch when they get their first task."""
+
+    def __init__(self, count: int):
+        fork = multiprocessing.get_context("fork")
+        self._connections: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            ours, theirs = fork.Pipe()
+            process = fork.Process(target=serve, args=(theirs, [*self._connections, ours]), daemon=True)
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+
+    def map(self, work: Callable[[A], B], tasks: Sequence[A]) -> Iterator[B]:
+        """The results in the order of the tasks, of which this process does its share."""
+        if len(tasks) < 2 or not self._processes:
+            yield from map(work, tasks)
+            return
+        shared = Shared(work, tasks)
+        threads = [threading.Thread(target=shared.hand_out, args=(c,), daemon=True) for c in self._connections]
+        for thread in threads:
+            thread.start()
+        torch = sys.modules["torch"]
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield from shared.results()
+        finally:
+            shared.stop()
+            torch.set_num_threads(before)
+
+
+class Shared:
+    """Tasks that several threads take from one list, and their results."""
+
+    def __init__(self, work: Callable[[Any], Any], tasks: Sequence[Any]):
+        self.work, self.count = work, len(tasks)
+        self.left = deque(enumerate(tasks))
+        self.done: dict[int, tuple[bool, Any]] = {}
+        self.changed = threading.Condition()
+
+    def take(self) -> tuple[int, Any] | None:
+        with self.changed:
+            return self.left.popleft() if self.left else None
+
+    def put(self, n: int, result: tuple[bool, Any]) -> None:
+        with self.changed:
+            self.done[n] = result
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.left.clear()
+
+    def hand_out(self, connection: Connection) -> None:
+        """Gives tasks to one process; what a process that has died had is done by another."""
+        while (taken := self.take()) is not None:
+            try:
+                connection.send((self.work, taken[1]))
+                self.put(taken[0], connection.recv())
+            except (EOFError, OSError):
+                with self.changed:
+                    self.left.appendleft(taken)
+                    self.changed.notify_all()
+                return
+
+    def results(self) -> Iterator[Any]:
+        """In order; this thread works while the next one is not there."""
+        for n in range(self.count):
+            while n not in self.done:
+                taken = self.take()
+                if taken is None:
+                    with self.changed:
+                        self.changed.wait_for(lambda n=n: n in self.done or self.left)  # type: ignore[misc]
+                else:
+                    self.put(taken[0], attempt(self.work, taken[1]))
+            fine, result = self.done.pop(n)
+            if not fine:
+                raise result
+            yield result
+
+
+def attempt(work: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
+    """Whether the work could be done, and its result or what was raised."""
+    try:
+        return True, work(task)
+    except Exception as error:
+        return False, error
+
+
+def serve(connection: Connection, others: list[Connection]) -> None:
+    """What a helper does until the process that it helps ends, or ends it."""
+    for other in others:  # else this process would keep them open after their owner's end
+        other.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the owner's affair
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            work, task = connection.recv()
+            connection.send(attempt(work, task))

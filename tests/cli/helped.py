@@ -1,0 +1,26 @@
+"""Work that helpers do in tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+
+def slow_process_id(task: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def bad_at_five(task: int) -> int:
+    if task == 5:
+        raise ValueError("five is bad")
+    return task
+
+
+def deadly_for_helpers(task: int) -> int:
+    time.sleep(0.05)
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task

@@ -1,0 +1,114 @@
+"""Processes that share the work of one image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from command_line import PLAIN, done, pixels
+
+from vdvae_codec.codec.store import Released
+from vdvae_codec.images.files import write_image
+
+
+def probe(program: str) -> list[str]:
+    """Lines that a program prints which has two helpers."""
+    module = "import sys; sys.path.insert(0, sys.argv[1])\n"
+    command = [sys.executable, "-c", module + program, str(Path(__file__).parent)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_results_come_in_order_from_several_processes() -> None:
+    lines = probe("""
+import os
+from vdvae_codec.cli.helpers import Forked
+helpers = Forked(2)
+import torch
+torch.set_num_threads(3)
+import zlib
+data = [bytes([n]) * 3_000_000 for n in range(40)]
+print(list(helpers.map(zlib.crc32, data)) == [zlib.crc32(d) for d in data])
+import helped
+print(len(set(helpers.map(helped.slow_process_id, range(30)))))
+print(torch.get_num_threads())
+""")
+    assert lines == ["True", "3", "3"]
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    lines = probe("""
+from vdvae_codec.cli.helpers import Forked
+helpers = Forked(2)
+import torch, helped
+found = []
+try:
+    for result in helpers.map(helped.bad_at_five, range(20)):
+        found.append(result)
+except ValueError as error:
+    print(found, error)
+print(list(helpers.map(helped.bad_at_five, range(5))))
+""")
+    assert lines == ["[0, 1, 2, 3, 4] five is bad", "[0, 1, 2, 3, 4]"]
+
+
+def test_what_a_killed_helper_had_is_done_by_others() -> None:
+    lines = probe("""
+from vdvae_codec.cli.helpers import Forked
+helpers = Forked(2)
+import torch, helped
+print(list(helpers.map(helped.deadly_for_helpers, range(8))))
+print(list(helpers.map(helped.deadly_for_helpers, range(3))))
+helpers.close()
+""")
+    assert lines == [str(list(range(8))), str(list(range(3)))]
+
+
+def test_helpers_end_with_their_owner() -> None:
+    """Even where it is killed while they work."""
+    program = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from vdvae_codec.cli.helpers import Forked
+helpers = Forked(2)
+print(*[process.pid for process in helpers._processes], flush=True)
+import torch, helped
+list(helpers.map(helped.slow_process_id, range(10**6)))
+"""
+    command = [sys.executable, "-c", program, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        time.sleep(3)
+        process.kill()
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            break
+        time.sleep(0.1)
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_images_are_the_same_with_and_without_helpers(
+    causal_model: Released, photo: np.ndarray, tmp_path: Path
+) -> None:
+    """An image of three groups, verified; as two processes and as one."""
+    image = np.tile(photo, (12, 14, 1))[:1400, :2200]
+    source = tmp_path / "a.png"
+    source.write_bytes(write_image(image, {}, ".png"))
+    digests = set()
+    for threads in ("2", "1"):
+        vdz, png = tmp_path / f"{threads}.vdz", tmp_path / f"{threads}.png"
+        env = PLAIN | {"OMP_NUM_THREADS": threads}
+        done("compress", source, "-o", vdz, "--model", causal_model.folder, "--no-fallback", env=env)
+        digests.add(hashlib.sha256(vdz.read_bytes()).hexdigest())
+        done("decompress", vdz, "-o", png, "--model", causal_model.folder, env=env)
+        assert np.array_equal(pixels(png), image)
+    assert len(digests) == 1
+    (row,) = done("info", vdz, "--json")
+    assert len(json.loads(row)["groups"]) > 1
