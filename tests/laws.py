@@ -51,10 +51,10 @@ def check_codec(codec: Codec, x: np.ndarray, words: int = 1000, rounding: float 
 
 def gaussian(mean: np.ndarray, log_sigma: float) -> ByteNibbles:
     """Discretised Gaussians over 0..255 with the means (N,)."""
-    location = torch.from_numpy(np.round(mean * STEPS)).float()[None]
-    scale = inverse_scale(TABLES, torch.full_like(location, log_sigma))
-    weight = torch.full(location.shape, WEIGHT_ONE, dtype=torch.int32)
-    return ByteMixture(TABLES.gaussian, location, scale, weight).nibbles()
+    location = np.round(mean * STEPS).astype(np.float32)[None]
+    scale = inverse_scale(TABLES, np.full_like(location, log_sigma))
+    weight = np.full(location.shape, WEIGHT_ONE, np.int32)
+    return ByteMixture(TABLES.gaussian.numpy(), location, scale, weight).nibbles()
 
 
 def logistics(count: int, components: int, seed: int = 0) -> ByteMixture:

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from laws import TABLES, check_frequencies, check_nibbles
-from torch import Tensor
 
-from vdvae_codec.exact.cdf import STEPS
+from vdvae_codec.exact.cdf import FURTHEST, STEPS
 from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
 from vdvae_codec.model.distributions.joint import JointMixture
+from vdvae_codec.model.distributions.logistics import COUPLED
 from vdvae_codec.model.distributions.separate import SeparateMixture
 
 
@@ -46,7 +46,8 @@ def test_integer_pixels_of_joint_components_cost_what_training_thinks(
     p = moderate_joint(components, order)
     x = p.sample()
     values = x[0].flatten(1).int().numpy()
-    exact = [p.on_grid().integers(TABLES, c, x, None).bits(values[c]).mean() for c in order]
+    rows = [values[c] for c in order]
+    exact = [p.integers(TABLES, None).mixture(n, rows).bits(row).mean() for n, row in enumerate(rows)]
     assert sum(exact) == pytest.approx(float(p.nll_nats(x).mean()) / math.log(2), rel=0.01)
     assert exact[0] == pytest.approx(float(p.nll_nats(x, channels=1).mean()) / math.log(2), rel=0.01)
 
@@ -57,9 +58,9 @@ def test_what_green_was_tells_the_component() -> None:
     log_sigma = torch.tensor([-2.0, 4.0]).view(1, 2, 1, 1, 1).expand(shape)
     p = JointMixture(
         torch.zeros(1, 2, 1, 1), torch.zeros(shape), log_sigma, torch.full(shape, 100.0), torch.zeros(shape)
-    ).on_grid()
-    near, far = (torch.tensor([g, 100.0, 100.0]).view(1, 3, 1, 1) for g in (100.0, 180.0))
-    bits = [p.integers(TABLES, 1, x, None).bits(np.array([100]))[0] for x in (near, far)]
+    )
+    colours = p.integers(TABLES, None)
+    bits = [colours.mixture(1, [np.array([green])]).bits(np.array([100]))[0] for green in (100, 180)]
     assert bits[0] < 0.6 and bits[1] > 7  # log2(4 exp(4)) = 7.8
 
 
@@ -69,17 +70,21 @@ def test_integer_pixels_cost_what_training_thinks(components: int) -> None:
     x = p.sample()
     positions = torch.arange(1600)
     values = x[0].flatten(1).int().numpy()
-    exact = [p.on_grid().integers(TABLES, c, x, positions).bits(values[c]).mean() for c in range(3)]
+    exact = [p.integers(TABLES, positions).mixture(c, values).bits(values[c]).mean() for c in range(3)]
     trained = p.nll_nats(x)[0].mean((1, 2)) / math.log(2)
     assert exact == pytest.approx(trained.tolist(), rel=0.01)
 
 
 def test_only_the_positions_asked_for_are_coded() -> None:
-    p = moderate_mixture(2).on_grid()
-    x = p.sample()
     positions = torch.tensor([3, 100, 1599])
-    every = p.integers(TABLES, 2, x, None).within()
-    assert np.array_equal(p.integers(TABLES, 2, x, positions).within(), every[positions])
+    for p in (moderate_mixture(2), moderate_joint(2, (0, 1, 2))):
+        rows = list(p.sample()[0].flatten(1).int().numpy())
+        some = [row[positions] for row in rows]
+        every = p.integers(TABLES, None)
+        for n in range(3):
+            expected = every.mixture(n, rows).within()[positions]
+            assert np.array_equal(p.integers(TABLES, positions).mixture(n, some).within(), expected)
+            assert np.array_equal(every.select(positions.numpy()).mixture(n, some).within(), expected)
 
 
 def test_integer_latents_cost_what_training_thinks() -> None:
@@ -98,7 +103,7 @@ def test_extreme_parameters_still_code(extreme: float) -> None:
     x = torch.full((1, 3, 4, 4), 255.0)
     p = SeparateMixture(*(torch.full(shape, extreme) for _ in range(3)), torch.full_like(x, extreme), -x * extreme)
     for c in range(3):
-        check_frequencies(p.on_grid().integers(TABLES, c, x, torch.arange(16)))
+        check_frequencies(p.integers(TABLES, torch.arange(16)).mixture(c, [np.full(16, 255, np.int32)] * c))
     z = Gaussian(torch.full((1, 2, 2, 2), extreme), torch.full((1, 2, 2, 2), extreme))
     for exponent in (-3, 0, 9):
         check_nibbles(z.integers(TABLES, exponent, torch.arange(2)))
@@ -114,11 +119,16 @@ def test_locations_are_exact() -> None:
     joint = moderate_joint(3, (0, 1, 2))
     far = replace(joint, loc=4096 * torch.randn(shape), base=2000 * torch.randn(shape), coupling=8 * torch.randn(shape))
     for p in (wide, moderate_mixture(3), joint, far, moderate_joint(3, (1, 0, 2))):
-        q, x = p.on_grid(), torch.randint(0, 256, (1, 3, 40, 40)).float()
-        double = replace(q, **{k: v.double() for k, v in vars(q).items() if isinstance(v, Tensor)})
-        for c in range(3):
-            assert torch.equal(q.location(c, x).double(), double.location(c, x.double()))
-        assert float((q.loc - p.loc).abs().max()) <= 0.5 / STEPS or p in (wide, far)
+        q, rows = p.integers(TABLES, None), list(np.random.default_rng(0).integers(0, 256, (3, 1600), np.int32))
+        for n, c in enumerate(q.order):
+            loc, base, coupling = (t.astype(np.float64) for t in (q.loc, q.base, q.coupling))
+            expected = loc[:, c] + base[:, c]
+            for m, k in zip(range(n), COUPLED[n]):
+                expected += coupling[:, k] * (rows[m] - base[:, q.order[m]])
+            expected = np.rint(expected * STEPS).clip(-FURTHEST, FURTHEST)
+            assert np.array_equal(q.mixture(n, rows).location, expected)
+        loc = p.loc[0].flatten(2).numpy()
+        assert float(np.abs(q.loc - loc).max()) <= 0.5 / STEPS or p in (wide, far)
 
 
 def test_gaussian_kl() -> None:

@@ -67,7 +67,7 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
 
 def crops_for(config: ModelConfig, recipe: Recipe, images: Images) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Batches (B, 3, s, s) float32 for calibration and for measuring, and the known image (3, k, k) uint8."""
-    stride = config.multiple
+    stride = config.max_stride
     side = config.side or min(SIDE, int(images.sizes.min()) // stride * stride)
     crops = Crops(images, side, "none")
     calibration, measured = (crops.batch((recipe.seed, 2, n), 0, max(1, PIXELS // side**2)).float() for n in range(2))
