@@ -144,6 +144,12 @@ def test_shipped_models_load_and_their_latents_pay(name: str) -> None:
     assert any(layer.active.any() for layer in released.model.latent_layers)
 
 
+@pytest.mark.parametrize("name", ["photo-2", "cifar10-causal"])
+def test_shipped_causal_models_load(name: str) -> None:
+    released = load_released(name, "cpu")
+    assert released.name == name and released.config.causal
+
+
 def test_models_are_saved_alike_under_any_setting(tiny_model: Released, tiny_folder: Path, tmp_path: Path) -> None:
     image = load_file(tiny_folder / WEIGHTS)["known.image"]
     torch.set_default_dtype(torch.float64)

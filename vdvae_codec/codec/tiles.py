@@ -53,7 +53,7 @@ class Words:
 
 def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
     """The tiles that a model cuts images of a shape into: part of the format, never to be changed."""
-    rule = wave_tile if config.causal else tile_grid
+    rule = wave_tile if config.causal and not config.side else tile_grid
     return rule(shape[0], shape[1], config.tile, config.multiple)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PIXELS_OF_A_STEP = 600
+PIXELS_OF_A_STEP, FEWEST_STEPS = 600, 400
 FILL = 128  # level of the pixels beyond an image's border, which are not coded
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1
 Place = tuple[int, Box]  # number of an image, and a box of it
@@ -34,7 +34,7 @@ def wave_tile(height: int, width: int, largest: int, multiple: int) -> tuple[int
     A tile takes about its width and twice its height of steps, in each of which all tiles should have enough pixels
     for the work of a step. Borders cost about as much on top as on the left.
     """
-    steps = min(max(height * width // PIXELS_OF_A_STEP, 4 * multiple), 4 * largest)
+    steps = min(max(height * width // PIXELS_OF_A_STEP, FEWEST_STEPS), 4 * largest)
     rows, columns = 3 * steps // 10, 4 * steps // 10
 
     def side(total: int, wanted: int) -> int:
