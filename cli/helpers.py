@@ -22,7 +22,8 @@ MOST = 16  # processes, each of which takes memory of its own
 def helpers(jobs: int) -> Iterator[Forked]:
     """One process for each core but this one's, or none beside ``--jobs``; to be called before torch is imported."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(int(os.environ.get("OMP_NUM_THREADS", cores)), MOST) if jobs == 1 else 1
+    own = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list of numbers, one a level
+    wanted = min(int(own) if own.isdecimal() else cores, MOST) if jobs == 1 else 1
     possible = "fork" in multiprocessing.get_all_start_methods() and "torch" not in sys.modules
     forked = Forked(wanted - 1 if possible else 0)
     try:

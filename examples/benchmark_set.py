@@ -74,7 +74,7 @@ def groups(images: np.ndarray, released: Released, name: str) -> Iterator[tuple[
         batch = images[start : start + BATCH]
         (run,) = tiles.runs_of([tiles.shape_of(image) for image in batch], released.config)
         x, group = tiles.tensor_of(batch, run.places, run, [None] * len(batch), released.device)
-        assert group.whole, "sides must be multiples of the model's largest stride"
+        assert bool(group.coded_mask.all()), "sides must be multiples of the model's largest stride"
         yield x, group
 
 

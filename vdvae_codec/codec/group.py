@@ -36,11 +36,6 @@ class Group:
         found = first & ~later
         return found if bool(found.any()) else None
 
-    @cached_property
-    def whole(self) -> bool:
-        """Whether the first colour of every pixel is coded."""
-        return bool(self.coded_mask[:, 0].all())
-
     def positions(self, layer: PixelLayer) -> list[Tensor | None]:
         """Indices (N,) of each coded colour's positions in the flattened (B, h, w) of a layer; None for all.
 

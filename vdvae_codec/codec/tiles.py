@@ -18,7 +18,7 @@ from vdvae_codec.codec.visitors import Pushed, pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError
 from vdvae_codec.exact.arithmetic import plain
-from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes, tile_grid, wave_tile
+from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes
 from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
@@ -51,17 +51,11 @@ class Words:
     stacks: tuple[int, ...] = ()  # bytes of each group's own stack; none where all are on one
 
 
-def tile_of(shape: Shape, config: ModelConfig) -> tuple[int, int]:
-    """The tiles that a model cuts images of a shape into: part of the format, never to be changed."""
-    rule = wave_tile if config.causal and not config.side else tile_grid
-    return rule(shape[0], shape[1], config.tile, config.multiple)
-
-
 def runs_of(shapes: Sequence[Shape], config: ModelConfig) -> list[Run]:
     """The tiles of images, gathered by shape and channels in the order of their first appearance."""
     runs: dict[tuple[tuple[int, int], int], Run] = {}
     for n, shape in enumerate(shapes):
-        tile, channels = tile_of(shape, config), shape[2]
+        tile, channels = config.tile_of(*shape[:2]), shape[2]
         run = runs.setdefault((tile, channels), Run(tile, channels, []))
         run.places.extend((n, box) for box in tile_boxes(shape[0], shape[1], tile))
     return list(runs.values())
@@ -240,7 +234,7 @@ def check_size(shapes: Sequence[Shape], config: ModelConfig) -> int:
 
 def count_tiles(shapes: Sequence[Shape], config: ModelConfig) -> int:
     """Number of tiles of images, without listing them."""
-    grids = ((shape, tile_of(shape, config)) for shape in shapes)
+    grids = ((shape, config.tile_of(*shape[:2])) for shape in shapes)
     return sum(-(-shape[0] // tile[0]) * -(-shape[1] // tile[1]) for shape, tile in grids)
 
 

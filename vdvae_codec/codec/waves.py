@@ -46,9 +46,9 @@ def push_waves(
 ) -> np.ndarray:
     """What each sub-pixel costs, float32 (N,) in bits."""
     bits = np.empty(len(x), np.float32)
-    for chunk in reversed(list(chunks(tables, group, layer, state, x))):
-        rows = [x[own] for own in chunk.place]
-        colours = [Bytes(chunk.coded.mixture(n, rows), row, chunk.part[n]) for n, row in enumerate(rows)]
+    for chunk in reversed(list(chunks(group, layer, state))):
+        coded, rows = chunk.coded(tables, layer), [x[own] for own in chunk.place]
+        colours = [Bytes(coded.mixture(n, rows), row, chunk.part[n]) for n, row in enumerate(rows)]
         for own, cost in zip(chunk.place, push_parts(stack, colours)):
             bits[own] = cost
     return bits
@@ -57,9 +57,9 @@ def push_waves(
 def wave_bits(tables: Tables, group: Group, layer: CausalLayer, state: State, x: np.ndarray) -> float:
     """What ``push_waves`` would cost."""
     bits = 0.0
-    for chunk in chunks(tables, group, layer, state, x):
-        rows = [x[own] for own in chunk.place]
-        bits += sum(float(chunk.coded.mixture(n, rows).bits(row).sum()) for n, row in enumerate(rows))
+    for chunk in chunks(group, layer, state):
+        coded, rows = chunk.coded(tables, layer), [x[own] for own in chunk.place]
+        bits += sum(float(coded.mixture(n, rows).bits(row).sum()) for n, row in enumerate(rows))
     return bits
 
 
@@ -67,17 +67,16 @@ def wave_bits(tables: Tables, group: Group, layer: CausalLayer, state: State, x:
 class Chunk:
     """Some parts of a group."""
 
-    rows: Tensor  # (N, 13 K): the parameters of its N pixels
+    parameters: Tensor  # rows (B h w, 13 K) of the whole group
+    at: np.ndarray  # (N,): its pixels among them
     masks: list[np.ndarray]  # (N,) bool, whether the first and the later colours are coded
     part: list[np.ndarray]  # that each coded byte belongs to, by colour
     place: list[slice]  # of these bytes among all of the group
-    layer: CausalLayer
-    tables: Tables
 
-    @property
-    def coded(self) -> Coded:
+    def coded(self, tables: Tables, layer: CausalLayer) -> Coded:
         """Its pixels on the coder's grids."""
-        return coded_pixels(self.tables, self.layer, self.rows, self.masks, len(self.place))
+        rows = self.parameters.index_select(0, torch.from_numpy(self.at).to(self.parameters.device))
+        return coded_pixels(tables, layer, rows, self.masks, len(self.place))
 
 
 def coded_pixels(
@@ -91,20 +90,19 @@ def coded_pixels(
     return Coded(p.integers(tables, first), among(first, later), channels)
 
 
-def chunks(tables: Tables, group: Group, layer: CausalLayer, state: State, x: np.ndarray) -> Iterator[Chunk]:
-    """A group in the order of its wavefronts; x are its coded sub-pixels (N,), colour after colour in that order."""
+def chunks(group: Group, layer: CausalLayer, state: State) -> Iterator[Chunk]:
+    """A group in the order of its wavefronts."""
     parameters = layer.strips(state)  # (B h w, 13 K)
     order, part = group.order(layer)
     masks = wave_masks(group, layer)
     starts = np.cumsum([0, *group.sizes(layer)])
     cuts = [0, *np.searchsorted(part, part[PUSHED_PIXELS::PUSHED_PIXELS]), len(part)]  # no part is cut
     for first, last in pairwise(cuts):
-        at = torch.from_numpy(order[first:last]).to(parameters.device)
         own = [mask[first:last] for mask in masks]
         parts = [part[first:last][own[min(n, 1)]] for n in range(group.channels)]
         place = [slice(start, start + len(of)) for start, of in zip(starts, parts)]
         starts = starts[: group.channels] + [len(of) for of in parts]
-        yield Chunk(parameters.index_select(0, at), own, parts, place, layer, tables)
+        yield Chunk(parameters, order[first:last], own, parts, place)
 
 
 def wave_masks(group: Group, layer: CausalLayer) -> list[np.ndarray]:

@@ -41,7 +41,7 @@ def waves(height: int, width: int) -> Iterator[Wave]:
             yield Wave(t, low, high)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def wave_order(tiles: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions in the flattened (tiles, height, width), wavefront by wavefront: int64 (N,); and the t of each, sorted.
 

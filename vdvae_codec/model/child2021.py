@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vdvae_codec.errors import ConfigError, ModelError
 from vdvae_codec.exact.activations import GELU
-from vdvae_codec.model.blocks import Block, Conv, Gives, Tanh, full, pool, upsample
+from vdvae_codec.model.blocks import Block, Conv, Gives, Tanh, full, pool
 from vdvae_codec.model.distributions.joint import JointMixture
 from vdvae_codec.model.encoder import EncoderConfig
 from vdvae_codec.model.layers.base import Layer, Offset, Place, State, Visitor
@@ -107,7 +107,7 @@ class PublishedLatentLayer(LatentLayer):
         self.start = nn.Parameter(torch.zeros(1, config.width, side, side)) if side else None
 
     def enter(self, state: State) -> Tensor:
-        h = upsample(state.h, state.stride // self.stride)[:, : self.width]
+        h = super().enter(state)[:, : self.width]
         return h if self.start is None else h + self.start
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from vdvae_codec.errors import ConfigError
+from vdvae_codec.images.tiling import tile_grid, wave_tile
 from vdvae_codec.model.encoder import EncoderConfig
 from vdvae_codec.model.kinds import ENCODERS, KINDS
 from vdvae_codec.model.layers.base import LayerConfig
@@ -83,6 +84,11 @@ class ModelConfig:
     def causal(self) -> bool:
         """Whether one causal layer holds all pixels, which are then decoded in wavefronts."""
         return any(isinstance(layer, CausalConfig) and layer.stride == 1 for layer in self.layers)
+
+    def tile_of(self, height: int, width: int) -> tuple[int, int]:
+        """The tiles that images of a size are cut into: part of the format, never to be changed."""
+        rule = wave_tile if self.causal and not self.side else tile_grid
+        return rule(height, width, self.tile, self.multiple)
 
     def single_layers(self) -> list[LayerConfig]:
         """One config for each layer."""

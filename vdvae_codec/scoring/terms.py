@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vdvae_codec.exact.arithmetic import plain
-from vdvae_codec.images.tiling import Place, cut_tiles, tile_boxes, tile_grid
+from vdvae_codec.images.tiling import Place, cut_tiles, tile_boxes
 from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
 from vdvae_codec.model.distributions.logistics import Mixture
 from vdvae_codec.model.layers.base import Acts, PixelLayer, Visitor
@@ -171,7 +171,7 @@ def image_terms(
     tiles: dict[tuple[tuple[int, int], int], list[Place]] = {}
     for n, image in enumerate(images):
         height, width, channels = image.shape
-        tile = tile_grid(height, width, config.tile, config.multiple)
+        tile = config.tile_of(height, width)
         tiles.setdefault((tile, channels), []).extend((n, box) for box in tile_boxes(height, width, tile))
     parts: list[list[Terms]] = [[] for _ in images]
     heat = [np.zeros(image.shape[:2], np.float32) for image in images]
