@@ -24,6 +24,7 @@ from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.visitors import push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import ConfigError, ExactnessError, ModelError
+from vdvae_codec.exact.activations import activations_are_exact
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.exact.cdf import Tables, make_tables
 from vdvae_codec.model.config import ModelConfig, read_config, to_dict
@@ -159,7 +160,7 @@ def _load(folder: Path, config: ModelConfig, expected: bytes, device: torch.devi
         raise ModelError(f"{path}: does not hold what its configuration says") from error
     prepare(model)
     model = model.to(device)
-    if known_answer(model, tables, image) != answer:
+    if not activations_are_exact(device) or known_answer(model, tables, image) != answer:
         raise ExactnessError(f"{folder}: the arithmetic of this device ({device}) does not give the known answer")
     return Released(folder.name, expected, config, model, tables, device, folder)
 

@@ -28,14 +28,29 @@ def hard_swish(x: Tensor) -> Tensor:
 
 
 def unfused_hard_swish(x: Tensor) -> Tensor:
-    return (x + 3).clamp_(0, 6).mul_(x).div_(6)
+    return (x + 3).clamp_(0, 6).mul_(x).div_(six(x.device))
+
+
+@functools.cache
+def six(device: torch.device) -> Tensor:
+    """6 as a tensor, by which CUDA divides too; by a number it multiplies, with the inverse."""
+    return torch.tensor(6.0, device=device)
 
 
 @functools.cache
 def fused_is_exact(device: torch.device) -> bool:
-    """Whether torch's kernel gives the same bits, tried on 100,003 values: CPUs' divides, CUDA's multiplies by 1/6."""
-    x = torch.linspace(-10, 10, 100_003, device=device)
-    return torch.equal(F.hardswish(x), unfused_hard_swish(x))
+    """Whether torch's kernel gives the same bits as a CPU's single operations: CPUs' divides, CUDA's multiplies by 1/6."""
+    return same_as_on_cpus(F.hardswish, device)
+
+
+def activations_are_exact(device: torch.device) -> bool:
+    """Whether ``hard_swish`` gives the bits on a device that it gives on CPUs."""
+    return same_as_on_cpus(hard_swish, device)
+
+
+def same_as_on_cpus(activation: Callable[[Tensor], Tensor], device: torch.device) -> bool:
+    x = torch.linspace(-10, 10, 100_003)
+    return torch.equal(activation(x.to(device)).cpu(), unfused_hard_swish(x))
 
 
 def gelu(x: Tensor) -> Tensor:
