@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vdvae_codec.exact.conv import TAPS, causal_mask
-from vdvae_codec.exact.wavefront import Pixels, Ring, Strip, count_waves, wave_order, waves
+from vdvae_codec.exact.wavefront import Pixels, Rings, Strip, count_waves, wave_order, waves
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (7, 5), (5, 7), (12, 12)]
 
@@ -63,13 +63,16 @@ def test_rings_and_strips_give_the_neighbours(height: int, width: int, rows: int
     a = torch.randint(1, 256, (2, 4, height, width)).float()
     padded = torch.nn.functional.pad(a, (1, 1, 1, 0))
     expected = torch.stack([padded[:, :, 1 + dy :, 1 + dx :][:, :, :height, :width] for dy, dx in TAPS], 1)
-    ring, cpu = Ring(2, height, 4, dtype, torch.device("cpu")), torch.device("cpu")
+    cpu = torch.device("cpu")
+    rings = Rings(2, 2, height, 4, dtype, cpu)
     for wave in waves(height, width):
         ys = torch.arange(wave.low, wave.high)
         own = a[:, :, ys, wave.t - 2 * ys].permute(0, 2, 1).flatten(0, 1)
-        found = ring.neighbours(wave, own).view(2, len(ys), len(TAPS), 4)
-        assert found.dtype == dtype
-        assert torch.equal(found.float(), expected[..., ys, wave.t - 2 * ys].permute(0, 3, 1, 2))
+        want = expected[..., ys, wave.t - 2 * ys].permute(0, 3, 1, 2)
+        for n, neighbours in enumerate(rings.neighbours(wave)):
+            found = neighbours((own + n) % 256).view(2, len(ys), len(TAPS), 4)
+            assert found.dtype == dtype
+            assert torch.equal(found.float(), torch.where(want > 0, (want + n) % 256, 0))
     rows = min(rows, height)
     strip = Strip(2, rows, width, 4, dtype, cpu)
     for y in range(0, height, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -91,7 +92,7 @@ def elbo_bits(
     kl: list[float] = []
     pixel: list[float] = []
     for run in tiles.runs_of([tiles.shape_of(image) for image in images], released.config):
-        size = tiles.largest_group(len(run.places), run, released.config)
+        size = tiles.largest_group(run, released.config)
         for start in range(0, len(run.places), size):
             x, group = tiles.tensor_of(images, run.places[start : start + size], run, masks, released.device)
             terms = exact_elbo(released.model, released.tables, group, x)
@@ -103,12 +104,11 @@ def direct_bits(
     segment: Segment, images: Sequence[np.ndarray], masks: Sequence[tiles.Mask], released: Released
 ) -> float:
     """The initial bits of a segment: what the latents of its direct groups cost beyond their share of the ELBO."""
-    (run, *_), start, bits = tiles.runs_of([e.shape for e in segment.entries], released.config), 0, 0.0
-    for size in segment.groups[: segment.direct]:
-        x, group = tiles.tensor_of(images, run.places[start : start + size], run, masks, released.device)
+    runs, bits = tiles.runs_of([e.shape for e in segment.entries], released.config), 0.0
+    for run, places in itertools.islice(tiles.placed(runs, segment.groups), segment.direct):
+        x, group = tiles.tensor_of(images, places, run, masks, released.device)
         pushed = push_group(released.model, released.tables, group, x, Stack(), direct=True)
         bits += pushed.initial_bits if pushed else 0.0
-        start += size
     return bits
 
 

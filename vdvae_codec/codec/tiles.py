@@ -23,6 +23,7 @@ from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
 WAVE_PIXELS = 3 * 2**19  # of those of causal models, whose steps are the better the more tiles there are
+SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into two groups at least, for two processes
 MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
@@ -165,11 +166,9 @@ def pop_apart(task: Task) -> np.ndarray:
 
 def groups_of(run: Run, config: ModelConfig) -> Iterator[list[Place]]:
     """The tiles of the groups of a run that are coded apart."""
-    start = 0
-    while start < len(run.places):
-        size = largest_group(len(run.places) - start, run, config)
+    size = largest_group(run, config)
+    for start in range(0, len(run.places), size):
         yield run.places[start : start + size]
-        start += size
 
 
 def encode_chained(
@@ -187,7 +186,7 @@ def encode_chained(
         def room(start: int) -> tuple[int, int]:
             n = run_at(start)
             same = int(starts[n + 1]) - start
-            return same, largest_group(same, runs[n], released.config)
+            return same, largest_group(runs[n], released.config)
 
         def attempt(start: int, size: int, direct: bool) -> bool:
             nonlocal stack, initial_bits, direct_groups
@@ -213,10 +212,14 @@ def encode_chained(
     return Words(payload, tuple(groups), direct_groups, initial_bits, image_bits)
 
 
-def largest_group(left: int, run: Run, config: ModelConfig) -> int:
-    """Tiles of the next group of a run of which some are left: those of a causal model are about equal."""
-    most = max(1, (WAVE_PIXELS if config.causal else GROUP_PIXELS) // (run.tile[0] * run.tile[1]))
-    return -(-left // -(-left // most)) if config.causal and left else most
+def largest_group(run: Run, config: ModelConfig) -> int:
+    """Tiles of the largest groups of a run; those of a causal model are about equal."""
+    pixels = run.tile[0] * run.tile[1]
+    if not config.causal:
+        return max(1, GROUP_PIXELS // pixels)
+    whole = len(run.places)
+    groups = max(-(-whole // max(1, WAVE_PIXELS // pixels)), 2 if whole * pixels >= SHARED_PIXELS else 1)
+    return max(1, -(-whole // groups))
 
 
 def shape_of(image: np.ndarray) -> Shape:

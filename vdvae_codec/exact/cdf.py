@@ -158,7 +158,7 @@ class ByteMixture:
         at = position * scale[:, None]  # (K, E, n)
         at += ((reach + 0.5) - self.location[:, part] * scale)[:, None]
         np.clip(at, 0, 2 * reach, out=at)
-        cdf = self.table.take(at.astype(np.intp))
+        cdf = self.table.take(at.astype(np.int32).astype(np.intp))  # in two steps: twice as fast
         cdf *= self.weight[:, None, part]
         total: np.ndarray = cdf.sum(0, dtype=np.int32)
         return total

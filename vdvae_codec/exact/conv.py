@@ -115,8 +115,13 @@ class ExactConv(nn.Module):
         """Of rows that are multiplied: uint8 where they are bytes from 0 on, and the kernel for them is there."""
         return torch.uint8 if self._byte_rows and self._bias.device.type == "cpu" else torch.float32
 
+    def take_rows(self, x: Tensor) -> Tensor:
+        """``take`` of rows (N, cin), of the type ``kept``."""
+        a = self.take(x)
+        return a.to(torch.int16).to(torch.uint8) if self.kept == torch.uint8 else a  # float to byte alone is slow
+
     def rows(self, a: Tensor) -> Tensor:
-        """What ``take`` gives (N, cin), of the type ``kept`` -> (N, cout) float32: a 1x1 convolution at N positions."""
+        """What ``take_rows`` gives (N, cin) -> (N, cout) float32: a 1x1 convolution at N positions."""
         if a.dtype == torch.uint8:
             assert self._byte_rows is not None
             return self._byte_rows(a)
@@ -131,7 +136,7 @@ class ExactConv(nn.Module):
         if a.dtype == following.kept == torch.uint8 and not following.act:
             assert self._byte_rows is not None
             return self._byte_rows.clipped(a, following.input_exponent)
-        return following.take(self.rows(a)).to(following.kept)
+        return following.take_rows(self.rows(a))
 
     def add_rows(self, a: Tensor, x: Tensor) -> Tensor:
         """x (N, cout) + ``rows(a)``, which may be written into x."""

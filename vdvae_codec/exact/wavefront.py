@@ -8,8 +8,9 @@ pixels are known, strips of rows take the place of wavefronts, so that what a la
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,26 +109,34 @@ class Pixels:
         return self.store[:, reach:, reach : reach + self.width].permute(0, 3, 1, 2)
 
 
-class Ring:
-    """What a causal convolution takes in, of the last wavefronts: (SLOTS, T, H + 1, C), zero beyond the tiles."""
+class Rings:
+    """What the causal convolutions of some blocks take in, of the last wavefronts: zero beyond the tiles.
 
-    def __init__(self, tiles: int, height: int, channels: int, dtype: torch.dtype, device: torch.device):
-        self.store = torch.zeros((SLOTS, tiles, height + 1, channels), dtype=dtype, device=device)
+    (SLOTS, blocks, T, H + 1, C)
+    """
 
-    def neighbours(self, wave: Wave, a: Tensor) -> Tensor:
-        """Keeps a (N, C) of the N = T n positions, and gives what ``TAPS`` see there, one after the other: (N, 5 C)."""
+    def __init__(self, blocks: int, tiles: int, height: int, channels: int, dtype: torch.dtype, device: torch.device):
+        self.store = torch.zeros((SLOTS, blocks, tiles, height + 1, channels), dtype=dtype, device=device)
+
+    def neighbours(self, wave: Wave) -> list[Callable[[Tensor], Tensor]]:
+        """Of each block a function that keeps a (N, C) of the N = T n positions, and gives what ``TAPS`` see there, one
+        after the other: (N, 5 C). The blocks are asked in their order."""
         low, high = wave.low, wave.high
-        own = self.store[wave.t % SLOTS]
-        own[:, low + 1 : high + 1] = a.view(len(own), high - low, -1)
+        stored, channels = self.store.shape[3:]
+        own, before, second, third = (self.store[(wave.t - n) % SLOTS] for n in range(SLOTS))  # (blocks, T, H + 1, C)
         if low:
-            own[:, low] = 0  # this row has ended: beyond the tile
-        before, second, third = (self.store[(wave.t - n) % SLOTS] for n in (1, 2, 3))
-        tiles, stored, channels = own.shape
-        n = high - low
+            own[:, :, low] = 0  # this row has ended: beyond the tile
         # Above to the right, and to the left: the rows low - 1 + y and low + y of one wavefront lie side by side.
-        pairs = before[:, low:].as_strided((tiles, n, 2 * channels), (stored * channels, channels, 1))
-        seen = [own[:, low + 1 : high + 1], pairs, second[:, low:high], third[:, low:high]]
-        return torch.cat(seen, 2).flatten(0, 1)
+        pair = (*own.shape[:2], high - low, 2 * channels)
+        pairs = before[:, :, low:].as_strided(pair, (*own.stride()[:2], channels, 1))
+        views = own[:, :, low + 1 : high + 1], pairs, second[:, :, low:high], third[:, :, low:high]
+        return [partial(seen, block) for block in zip(*(view.unbind(0) for view in views))]
+
+
+def seen(views: tuple[Tensor, ...], a: Tensor) -> Tensor:
+    """Writes a (T n, C) into the first of the views (T, n, ...), and gives all of them side by side."""
+    views[0].copy_(a.view(views[0].shape))
+    return torch.cat(views, 2).flatten(0, 1)
 
 
 class Strip:

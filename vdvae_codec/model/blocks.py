@@ -82,13 +82,17 @@ class Conv(nn.Conv2d):
         """Of rows that are multiplied."""
         return self.weight.dtype
 
+    def take_rows(self, x: Tensor) -> Tensor:
+        """``take`` of rows (N, cin), as ``rows`` multiplies them."""
+        return self.take(x)
+
     def rows(self, a: Tensor) -> Tensor:
-        """What ``take`` gives (N, cin) -> (N, cout): a 1x1 convolution at N positions."""
+        """What ``take_rows`` gives (N, cin) -> (N, cout): a 1x1 convolution at N positions."""
         return F.linear(a, self.matrix(self.weights()), self.bias)
 
     def rows_for(self, a: Tensor, following: Conv) -> Tensor:
         """What ``following`` takes of ``rows(a)``."""
-        return following.take(self.rows(a))
+        return following.take_rows(self.rows(a))
 
     def add_rows(self, a: Tensor, x: Tensor) -> Tensor:
         """x (N, cout) + ``rows(a)``."""
@@ -182,7 +186,7 @@ class CausalBlock(nn.Module):
 
     def rows(self, x: Tensor, neighbours: Callable[[Tensor], Tensor]) -> Tensor:
         """Likewise at N positions, x (N, width); ``neighbours`` keeps what ``c1`` takes in and gives what it sees."""
-        return self.c2.add_rows(self.c1.rows_for(neighbours(self.c1.take(x)), self.c2), x)
+        return self.c2.add_rows(self.c1.rows_for(neighbours(self.c1.take_rows(x)), self.c2), x)
 
 
 def full(x: Tensor) -> Tensor:

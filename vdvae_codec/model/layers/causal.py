@@ -19,7 +19,7 @@ from torch import Tensor
 from vdvae_codec.errors import ConfigError
 from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.exact.wavefront import Pixels, Ring, Strip, Wave, waves
+from vdvae_codec.exact.wavefront import Pixels, Rings, Strip, Wave, waves
 from vdvae_codec.images.tiling import FILL
 from vdvae_codec.model.blocks import FINE, CausalBlock, Conv, Gives, full, upsample
 from vdvae_codec.model.distributions.joint import JointMixture
@@ -147,7 +147,7 @@ class CausalLayer(PixelLayer):
             x, h = plane[n : n + tiles], rows_of(state.h[n : n + tiles])
             pixels = Pixels(x, self.reach, FILL)
             pixels.fill(x)
-            strips = [Strip(len(x), rows, width, *kept) for kept in self.kept()]
+            strips = [Strip(len(x), rows, width, *self.kept()) for _ in self.blocks]
             for y in range(0, height, rows):
                 here = min(rows, height - y)
                 known = pixels.strip(y, here, self.taps)
@@ -165,18 +165,17 @@ class CausalLayer(PixelLayer):
         plane, h = self.plane(state.x), rows_of(state.h)
         tiles, _, height, width = plane.shape
         pixels = Pixels(plane, self.reach, FILL)
-        rings = [Ring(tiles, height, *kept) for kept in self.kept()]
+        rings = Rings(len(self.blocks), tiles, height, *self.kept())
         for wave in waves(height, width):
             y = torch.arange(wave.low, wave.high, device=plane.device)
-            near = [partial(ring.neighbours, wave) for ring in rings]
             features = self.features(state, h, y, wave.t - 2 * y)
-            yield wave, self.network(pixels.known(wave, self.taps), features, near), pixels
+            yield wave, self.network(pixels.known(wave, self.taps), features, rings.neighbours(wave)), pixels
         plane.copy_(pixels.images())
 
-    def kept(self) -> list[tuple[int, torch.dtype, torch.device]]:
+    def kept(self) -> tuple[int, torch.dtype, torch.device]:
         """Of what each block keeps: channels, type and device."""
-        device = self.predictor.weight.device
-        return [(self.width, block.c1.kept, device) for block in self.causal_blocks]
+        types = {block.c1.kept for block in self.causal_blocks}
+        return self.width, types.pop() if len(types) == 1 else torch.float32, self.predictor.weight.device
 
     def features(self, state: State, h: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """The state's features, of which h are the ``rows_of`` all tiles, at positions (y, x): (T, n or 1, width)."""
@@ -191,7 +190,7 @@ class CausalLayer(PixelLayer):
         positions."""
         bases = self.bases(known)
         f = run(self.embed, self.seen(known, bases))
-        f = (f.view(len(h), -1, f.shape[1]) + h).flatten(0, 1)
+        f.view(len(h), -1, f.shape[1]).add_(h)
         for block, near in zip(self.causal_blocks, neighbours):
             f = block.rows(f, near)
         return torch.cat([full(run(self.head, f)), bases.flatten(1)], 1)
@@ -230,7 +229,7 @@ class CausalLayer(PixelLayer):
 
 def run(conv: Conv, x: Tensor) -> Tensor:
     """A 1x1 convolution of an image (B, cin, h, w), or of rows (N, cin)."""
-    y: Tensor = conv.rows(conv.take(x).to(conv.kept)) if x.ndim == 2 else conv(x)
+    y: Tensor = conv.rows(conv.take_rows(x)) if x.ndim == 2 else conv(x)
     return y
 
 
