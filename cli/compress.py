@@ -66,7 +66,7 @@ def compress(
         if failed:
             raise click.ClickException(f"{len(failed)} files could not be read and are not in the archive")
 
-    with helpers(jobs) as sharing:
+    with helpers(jobs, inputs, model) as sharing:
         each(inputs, work, jobs)
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vdvae_codec import DEFAULT_MODEL
+
 from .files import STREAM, collected, each, open_input, output_path, refuse_existing, say, write_output
 from .helpers import helpers
 from .options import decoder_model_option, device_option, force_option, jobs_option, json_option, threads_option
@@ -88,7 +90,7 @@ def decompress(
     def wanted(name: str) -> bool:
         return only is None or fnmatch.fnmatchcase(name, only)
 
-    with helpers(jobs) as sharing:
+    with helpers(jobs, inputs, model or DEFAULT_MODEL) as sharing:
         each(inputs, work, jobs)
 
 

@@ -11,37 +11,50 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
 MOST = 16  # processes, each of which takes memory of its own
+LARGE = 2**17  # bytes of inputs for which helpers get ready at once
 
 
 @contextlib.contextmanager
-def helpers(jobs: int) -> Iterator[Forked]:
-    """One process for each core but this one's, or none beside ``--jobs``; to be called before torch is imported."""
+def helpers(jobs: int, inputs: Sequence[Path], model: str) -> Iterator[Forked]:
+    """One process for each core but this one's, or none beside ``--jobs``; to be called before torch is imported.
+
+    If the inputs are large, or folders, they load the model that is probably needed while this process does.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP takes a list of numbers, one a level
     wanted = min(int(own) if own.isdecimal() else cores, MOST) if jobs == 1 else 1
     possible = "fork" in multiprocessing.get_all_start_methods() and "torch" not in sys.modules
-    forked = Forked(wanted - 1 if possible else 0)
+    large = any(path.is_dir() for path in inputs) or sum(size_of(path) for path in inputs) >= LARGE
+    forked = Forked(wanted - 1 if possible else 0, model if large else None)
     try:
         yield forked
     finally:
         forked.close()
 
 
-class Forked:
-    """Helpers (``codec.helpers``) that are forked now and import torch when they get their first task."""
+def size_of(path: Path) -> int:
+    """Of a file; 0 if there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
-    def __init__(self, count: int):
+
+class Forked:
+    """Helpers (``codec.helpers``) that are forked now, and load ``model`` or wait for their first task."""
+
+    def __init__(self, count: int, model: str | None = None):
         fork = multiprocessing.get_context("fork")
         self._connections: list[Connection] = []
         self._processes = []
         for _ in range(count):
             ours, theirs = fork.Pipe()
-            process = fork.Process(target=serve, args=(theirs, [*self._connections, ours]), daemon=True)
+            process = fork.Process(target=serve, args=(theirs, [*self._connections, ours], model), daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -131,13 +144,18 @@ def attempt(work: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
         return False, error
 
 
-def serve(connection: Connection, others: list[Connection]) -> None:
+def serve(connection: Connection, others: list[Connection], model: str | None) -> None:
     """What a helper does until the process that it helps ends, or ends it."""
     for other in others:  # else this process would keep them open after their owner's end
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the owner's affair
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    if model is not None:
+        with contextlib.suppress(Exception):  # whatever is wrong with it, the owner says it
+            from vdvae_codec.codec.store import load_released
+
+            load_released(model, "cpu")
     with contextlib.suppress(EOFError, OSError):
         while True:
             work, task = connection.recv()

@@ -218,7 +218,7 @@ def prepare(
             images = array(npz, "x_train")
             np.save(out / f"{name}-train.npy", images[:-HELD])
             write(name, some(images[-HELD:], 2000))
-    if cifar is not None:  # the split that trained cifar10-small
+    if cifar is not None:  # the split that trained cifar10-causal
         with tempfile.TemporaryDirectory() as cache:
             training = open_images(Path(f"{cifar}:x_train"), 32, Path(cache))
             _, held = split_by_image(training, 0.05, 0)
@@ -282,7 +282,7 @@ def pairs(
             "green and blue exchanged": exchanged(images),
             "mirrored top to bottom": [image[::-1].copy() for image in images],
         }
-        table(*shipped("cifar10-small"), ("CIFAR-10 test", images), others)
+        table(*shipped("cifar10-causal"), ("CIFAR-10 test", images), others)
     if more is not None:
         images = crops([read_rgb(path) for path in halves(more)[1]], SIDE, limit // 2)
         others = {}

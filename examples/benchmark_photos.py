@@ -6,12 +6,14 @@ All codecs start from the same 8-bit pixels without metadata, and every file is 
 as fresh processes of the command line: one compresses all images, another decompresses all of the files. A tiny image
 goes first in each of them, so that the times of the others are without the start of Python and the model's loading;
 they are with reading and writing PNG. One row shows what JPEG XL gives on what vdvae-codec's model codes in the place
-of pixels (``vdvae_codec.transforms``, without the chroma mask, which JPEG XL has no use for). Needs
-``pip install vdvae-codec[bench]``.
+of pixels (``vdvae_codec.transforms``, without the chroma mask, which JPEG XL has no use for). With ``--no-transform``
+our models are run on the pixels as they are too, which is what published rates compare with: those files are written
+and read in this process. Needs ``pip install vdvae-codec[bench]``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -23,7 +25,7 @@ import sysconfig
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +36,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vdvae_codec import DEFAULT_MODEL, transforms
+from vdvae_codec import DEFAULT_MODEL, compress, decompress, transforms
 from vdvae_codec.images.files import image_files
 
 OURS = "vdvae-codec"
@@ -43,6 +45,7 @@ CLASSICAL: dict[str, dict[str, Any]] = {
     "WebP lossless m6": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6},
     "JPEG XL e7": {"format": "JXL", "lossless": True, "effort": 7},
     "JPEG XL e9": {"format": "JXL", "lossless": True, "effort": 9},
+    "JPEG XL e10": {"format": "JXL", "lossless": True, "effort": 10},
     "JPEG XL e9 on our YCC": {"format": "JXL", "lossless": True, "effort": 9},
 }
 ON_YCC = "JPEG XL e9 on our YCC"
@@ -182,6 +185,29 @@ def run_ours(
     }
 
 
+@contextlib.contextmanager
+def conversions_left_in() -> Iterator[None]:
+    """Context in which no transform applies."""
+    first, then = transforms.FIRST, transforms.THEN
+    transforms.FIRST = transforms.THEN = ()
+    try:
+        yield
+    finally:
+        transforms.FIRST, transforms.THEN = first, then
+
+
+def run_left_in(path: Path, model: str, device: str) -> Row:
+    """One image by a model without transforms, in this process."""
+    mode, begun = "L" if size_of(path)["channels"] == 1 else "RGB", time.perf_counter()
+    with conversions_left_in():
+        file = compress(path.read_bytes(), model=model, device=device, fallback=False, verify=False)
+    encoded = time.perf_counter()
+    image = decompress(file, model=model, device=device)
+    done = time.perf_counter()
+    same = np.array_equal(pixels_of(BytesIO(image), mode), pixels_of(path, mode))
+    return row_of(path, f"{OURS} {model}, conversions left in", len(file), encoded - begun, done - encoded, same)
+
+
 def total(rows: list[Row], key: str) -> float:
     return float(sum(row[key] for row in rows))
 
@@ -200,7 +226,7 @@ def per_megapixel(rows: list[Row], key: str) -> float:
 
 def report(by_codec: dict[str, list[Row]], processes: dict[str, Process], setting: str) -> str:
     """The tables in Markdown."""
-    models = {codec: rows for codec, rows in by_codec.items() if codec.startswith(OURS)}
+    models = {codec: rows for codec, rows in by_codec.items() if "net_bpd" in rows[0]}
     codecs = markdown(
         ["codec", "bytes", "bits per dim", "encode s/MPx", "decode s/MPx"],
         ([codec, f"{total(rows, 'bytes'):.0f}", f"{mean(rows, 'bpd'):.4f}",
@@ -254,9 +280,10 @@ def plot(by_codec: dict[str, list[Row]], path: Path) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help=f"Of {OURS}.")
 @click.option("--model", "models", multiple=True, default=[DEFAULT_MODEL], show_default=True, help=f"Of {OURS}.")
 @click.option("--without", multiple=True, type=click.Choice(list(CLASSICAL)), help="A codec that is left out.")
+@click.option("--no-transform", is_flag=True, help=f"{OURS} with conversions left in, too.")
 def main(
     folder: Path, limit: int | None, out: Path, threads: int, device: str, models: tuple[str, ...],
-    without: tuple[str, ...],
+    without: tuple[str, ...], no_transform: bool,
 ) -> None:
     """Compare codecs on the images of FOLDER."""
     from pillow_jxl import JpegXLImagePlugin
@@ -270,7 +297,8 @@ def main(
     setting = f"{hardware()}; {threads} threads (PNG and WebP: 1), {OURS} on {device}"
     with tempfile.TemporaryDirectory() as temp:
         paths = save_plain(folder, limit, Path(temp))
-        with tqdm(total=len(classical) * (len(paths) - 1) + 4 * len(models) * len(paths), unit="coding") as bar:
+        codings = (len(classical) + len(models) * no_transform) * (len(paths) - 1) + 4 * len(models) * len(paths)
+        with tqdm(total=codings, unit="coding") as bar:
             by_codec: dict[str, list[Row]] = {codec: [] for codec in classical}
             for codec, path in itertools.product(classical, paths[1:]):
                 by_codec[codec].append(run_classical(path, codec))
@@ -279,6 +307,10 @@ def main(
             for n, model in enumerate(models):
                 by_codec[ours(model)], its = run_ours(paths, Path(temp, str(n)), model, device, bar)
                 processes |= its
+                for path in paths[1:] if no_transform else ():
+                    row = run_left_in(path, model, device)
+                    by_codec.setdefault(row["codec"], []).append(row)
+                    bar.update()
     text = report(by_codec, processes, setting)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(text)

@@ -1,7 +1,7 @@
 """Archives of small images: rates against the model's ELBO and other formats, what the first image borrows, scaling.
 
-    python examples/benchmark_set.py rates cifar10.npz:x_test --model cifar10-small --float runs/cifar10
-    python examples/benchmark_set.py scaling cifar10.npz:x_train --model cifar10-small --counts 1000,10000,100000
+    python examples/benchmark_set.py rates cifar10.npz:x_test --model cifar10-causal --float runs/cifar10
+    python examples/benchmark_set.py scaling cifar10.npz:x_train --model cifar10-causal --counts 1000,10000,100000
 
 The images are written as PNG files, one fresh process makes an archive of their folder, another one restores it, and
 every pixel is compared. Needs ``pip install vdvae-codec[bench]``.
@@ -145,7 +145,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("data")
-@click.option("--model", default="cifar10-small", show_default=True)
+@click.option("--model", default="cifar10-causal", show_default=True)
 @click.option("--float", "run", type=click.Path(path_type=Path, exists=True), help="The run the model was made of.")
 @click.option("--limit", type=int, help="Only the first images.")
 def rates(data: str, model: str, run: Path | None, limit: int | None) -> None:
@@ -175,7 +175,7 @@ def rates(data: str, model: str, run: Path | None, limit: int | None) -> None:
 
 @main.command()
 @click.argument("data")
-@click.option("--model", default="cifar10-small", show_default=True)
+@click.option("--model", default="cifar10-causal", show_default=True)
 @click.option("--counts", default="1000,10000,100000", show_default=True, help="Numbers of images.")
 def scaling(data: str, model: str, counts: str) -> None:
     """Time and memory by the number of images; those beyond the set's own are its mirror images."""

@@ -1,6 +1,6 @@
 """Images per second of the trainer against a bare loop of forward, backward and optimizer step on one batch in memory.
 
-    python examples/training_speed.py photos/ --model photo-1
+    python examples/training_speed.py photos/ --model photo-2
 
 The trainer draws crops from the images, clips, skips, averages weights and keeps its sums; the bare loop does none of
 that. The two take turns, so that both see the same machine. Precision and memory layout are the same.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DEFAULT_MODEL", "compress", "decompress", "load_model", "open_archive", "score", "write_archive"]
 
-DEFAULT_MODEL = "photo-1"
+DEFAULT_MODEL = "photo-2"
 
 _PLACES = {
     "compress": "codec.archive.compress", "decompress": "codec.archive.decompress",

@@ -37,7 +37,7 @@ SAME_WITHIN = 64  # bytes: a name and a time
 
 @pytest.fixture(scope="module")
 def photo_model() -> Released:
-    return load_released("photo-1", "cpu")
+    return load_released("photo-2", "cpu")
 
 
 # --- one image is an archive of one ---
@@ -416,7 +416,7 @@ def everything(photo: np.ndarray, folder: Path) -> list[Any]:
     report = vdvae_codec.write_archive([("a", photo[:40, :40]), ("b", FILES_ONLY["rgb16.png"])], folder / "a.vdz")
     with vdvae_codec.open_archive(folder / "a.vdz") as opened:
         back = [picture.to_bytes() for picture in opened]
-    scores = score([photo[:64, :64]], model="photo-1")
+    scores = score([photo[:64, :64]], model="photo-2")
     return [vdz, vdvae_codec.decompress(vdz), report, (folder / "a.vdz").read_bytes(), back, repr(scores)]
 
 
@@ -451,7 +451,7 @@ out.mkdir()
 crop = coast[128:256, 384:512]
 (out / "photo.vdz").write_bytes(vdvae_codec.compress(crop, fallback=False))
 small = [(f"{n}", np.ascontiguousarray(crop[32 * n : 32 * n + 32, :32])) for n in range(2)]
-vdvae_codec.write_archive(small, out / "small.vdz", model="cifar10-small", fallback=False)
+vdvae_codec.write_archive(small, out / "small.vdz", model="cifar10-causal", fallback=False)
 """
 
 
@@ -468,5 +468,5 @@ def test_fresh_processes_write_the_same_bytes(tmp_path: Path) -> None:
         data = (tmp_path / "1" / name).read_bytes()
         assert data == (tmp_path / "2" / name).read_bytes()
         with open_archive(tmp_path / "2" / name, device="cpu") as opened:
-            assert {segment.model for segment in opened.segments()} <= {"photo-1", "cifar10-small"}
+            assert {segment.model for segment in opened.segments()} <= {"photo-2", "cifar10-causal"}
             assert all(isinstance(picture.pixels, np.ndarray) for picture in opened)

@@ -25,7 +25,7 @@ def written(images: list[np.ndarray], released: Released, fallback: bool = False
 
 def test_files_cost_the_elbo_and_named_overheads() -> None:
     crops = [crop[:96, :96] for crop in coast_crops()[2:22]]
-    released = load_released("photo-1", "cpu")
+    released = load_released("photo-2", "cpu")
     file, report = written(crops, released)
     found = rates(file, released)
     elbo_bits = found["elbo_bpd"] * report.dims
@@ -75,7 +75,7 @@ def test_info(tiny_model: Released, photo: np.ndarray) -> None:
     assert shown["models"] == [f"tiny {tiny_model.digest.hex()}"]
     assert shown["file_bytes"] == report.output_bytes == len(file.getvalue())
     assert all(shown[key] == getattr(report, key) for key in ("word_bytes", "stored_bytes", "table_bytes"))
-    several, report = written([scanned(photo), screenshot(0, 64, 48)], load_released("photo-1", "cpu"), fallback=True)
+    several, report = written([scanned(photo), screenshot(0, 64, 48)], load_released("photo-2", "cpu"), fallback=True)
     shown = info(several)
     assert (shown["images"], shown["stored"], shown["transforms"]) == (2, 1, ["PhotoCD", "chroma"])
     assert "width" not in shown and shown["file_bytes"] == report.output_bytes

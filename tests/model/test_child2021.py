@@ -265,7 +265,7 @@ def test_what_is_no_state_of_the_preset_is_refused(tmp_path: Path) -> None:
         published_state(path, model)
     torch.save(state, path)
     with pytest.raises(ModelError, match="as published"):
-        published_state(path, VDVAE(read_config(find_config("cifar10-small"))))
+        published_state(path, VDVAE(read_config(find_config("cifar10-causal"))))
 
 
 def test_an_imported_model_codes(tmp_path: Path, photo: np.ndarray) -> None:

@@ -78,7 +78,8 @@ def test_what_is_no_calibration(tmp_path: Path, text: str) -> None:
 
 def test_calibration_on_scored_images(tiny_model: Released) -> None:
     config = tiny_model.config
-    terms = Terms((0.0, 10.0), (100.0,) * 10, (500.0, 250.0, 250.0), (90.0,) * 10, (1015.0,), 1010.0)
+    squares = (100 * (10.1**2 + 4**2),) * 4  # of bits with a standard deviation of 4
+    terms = Terms((0.0, 10.0), (100.0,) * 10, (500.0, 250.0, 250.0), (90.0,) * 10, (1015.0,), squares, 1010.0)
     scored = Scored("x", 10, 10, 3, terms, 700.0)
     made = calibrate([scored] * 20, config, "00", "x", 1)
     assert made.typicality(scored.bpd + 1) == pytest.approx(1)

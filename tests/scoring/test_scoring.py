@@ -98,6 +98,19 @@ def test_bits_by_colour_add_up(terms: list[Terms], images: list[np.ndarray]) -> 
         assert sum(term.colour_bits) == pytest.approx(sum(term.pixel_bits), rel=1e-4)
 
 
+def test_squares_are_those_of_the_pixels_bits(tiny_float: VDVAE, images: list[np.ndarray]) -> None:
+    """Of an image of one tile and of one of several, whose tiles' cells are those of the image."""
+    found, heat = image_terms(tiny_float, images)
+    assert {bits.shape for bits in heat} != {heat[0].shape}
+    for term, bits in zip(found, heat):
+        height, width = (side // 8 * 8 for side in bits.shape)
+        if (height, width) == bits.shape:
+            cells = bits.reshape(height // 8, 8, width // 8, 8).mean((1, 3))
+            assert term.squares[3] == pytest.approx(64 * float((cells**2).sum()), rel=1e-4)
+        assert term.squares[0] == pytest.approx(float((bits**2).sum()), rel=1e-4)
+        assert term.squares[0] >= term.squares[1] * 0.999
+
+
 def test_inactive_latents_cost_nothing(tiny_float: VDVAE, images: list[np.ndarray]) -> None:
     model = copy.deepcopy(tiny_float)
     model.latent_layers[0].active.fill_(False)
@@ -115,12 +128,14 @@ def test_models_without_latents(images: list[np.ndarray]) -> None:
     (found,) = score_arrays(model, ["x"], images[3:])
     assert found.terms.kl_bits == found.llr_bpd == () and len(found.terms.pixel_bits) == 4
     assert set(features(found, model.config)) == {
-        "rate/2", "excess/2", "colour/2", "colour/3", "complexity", "ratio"
+        "rate/2", "excess/2", "colour/2", "colour/3", "complexity", "ratio", "spread/1", "spread/2", "spread/4",
+        "spread/8",
     }  # fmt: skip
 
 
 def test_scores_by_their_formulas(tiny_model: Released) -> None:
-    terms = Terms((0.0, 10.0), (100.0,) * 10, (500.0, 250.0, 250.0), (90.0,) * 10, (1015.0,), 1010.0)
+    squares = (100 * (10.1**2 + 4**2),) * 4  # of bits with a standard deviation of 4
+    terms = Terms((0.0, 10.0), (100.0,) * 10, (500.0, 250.0, 250.0), (90.0,) * 10, (1015.0,), squares, 1010.0)
     scored = Scored("x", 10, 10, 3, terms, 700.0)
     assert scored.bpd == pytest.approx(1010 / 300) and scored.corrected_bpd == pytest.approx(310 / 300)
     assert scored.llr_bpd == pytest.approx([5 / 300])
@@ -130,6 +145,7 @@ def test_scores_by_their_formulas(tiny_model: Released) -> None:
     assert found["rate/2"] == pytest.approx(math.log2(300 / 225 + 1e-3))
     assert found["ratio"] == pytest.approx(math.log2(1010 / 700), abs=1e-3)
     assert found["colour/2"] == found["colour/3"] == pytest.approx(-1, abs=1e-3)
+    assert found["spread/1"] == pytest.approx(math.log2(4.01 / 10.11))
     nothing = replace(scored, terms=replace(terms, bound_bits=-1.0))  # chance can make a bound of several samples so
     assert math.isfinite(features(nothing, tiny_model.config)["ratio"])
 

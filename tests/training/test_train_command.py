@@ -86,7 +86,7 @@ def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path
     assert read_checkpoint(tmp_path / "a/checkpoint-00000004") == (TINY, dataclasses.replace(recipe, steps=4))
 
     checkpoint = run / "checkpoint-00000006"
-    other = invoke("train", "--model", "photo-1", "--out", tmp_path / "b", "--data", folder, "--init", checkpoint)
+    other = invoke("train", "--model", "photo-2", "--out", tmp_path / "b", "--data", folder, "--init", checkpoint)
     assert (other.exit_code, other.output.count("\n")) == (1, 1), other.output
     nothing = invoke("train", "--out", tmp_path / "c", "--data", folder, "--init", tmp_path / "nowhere")
     assert (nothing.exit_code, nothing.output.count("\n")) == (1, 1)
@@ -95,7 +95,7 @@ def test_starting_from_another_run(run: Path, folder: Path, toml: Path, tmp_path
 
 def test_starting_from_a_shipped_model(folder: Path, tmp_path: Path) -> None:
     short = ["--steps", 1, "--learning-rate", 0, "--batch", 1, "--threads", 1]
-    result = invoke("train", "--init", "photo-1", "--data", folder, "--out", tmp_path / "a", *short)
+    result = invoke("train", "--init", "photo-2", "--data", folder, "--out", tmp_path / "a", *short)
     assert result.exit_code == 0, result.output
     recipe = read_checkpoint(tmp_path / "a/checkpoint-00000001")[1]
     assert (recipe.steps, recipe.kl_warmup_steps, recipe.muon) == (1, 0, 2.0)

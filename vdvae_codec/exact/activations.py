@@ -39,7 +39,7 @@ def six(device: torch.device) -> Tensor:
 
 @functools.cache
 def fused_is_exact(device: torch.device) -> bool:
-    """Whether torch's kernel gives the same bits as a CPU's single operations: CPUs' divides, CUDA's multiplies by 1/6."""
+    """Whether torch's kernel gives the bits of a CPU's single operations: CPUs' divides, CUDA's multiplies by 1/6."""
     return same_as_on_cpus(F.hardswish, device)
 
 

@@ -122,7 +122,7 @@ class Rings:
         """Of each block a function that keeps a (N, C) of the N = T n positions, and gives what ``TAPS`` see there, one
         after the other: (N, 5 C). The blocks are asked in their order."""
         low, high = wave.low, wave.high
-        stored, channels = self.store.shape[3:]
+        channels = self.store.shape[4]
         own, before, second, third = (self.store[(wave.t - n) % SLOTS] for n in range(SLOTS))  # (blocks, T, H + 1, C)
         if low:
             own[:, :, low] = 0  # this row has ended: beyond the tile

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vdvae_codec.model.config import ModelConfig
-from vdvae_codec.scoring.terms import Terms
+from vdvae_codec.scoring.terms import CELLS, Terms
 
 if TYPE_CHECKING:
     from vdvae_codec.scoring.calibration import Calibration
 
 SMALL_BPD = 1e-3  # added to rates before their logarithm
+SMALL_SPREAD = 1e-2  # likewise to bits of a pixel
 Row = dict[str, Any]  # what is written of an image
 
 
@@ -65,7 +66,8 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     rate/S: log2 bits per dim of the pixel layers at stride S; excess/S: their bits less what pixels drawn from their
     own distributions cost (a typicality test of each resolution, Nalisnick 2019b, arXiv 1906.02994); kl/N: log2 KL of
     active latent layer N per dim; llr/K: LLR^{>k}; complexity: log2 of the general coder's bits per dim; ratio: log2 of
-    the model's bits by the general coder's; colour/2, colour/3: log2 of a later colour's bits by the first one's.
+    the model's bits by the general coder's; colour/2, colour/3: log2 of a later colour's bits by the first one's;
+    spread/S: log2 of the standard deviation of the mean bits of cells of SxS pixels, by the bits of a pixel.
     """
     terms, dims = scored.terms, scored.dims
 
@@ -88,6 +90,11 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     first, *later = (log_rate(bits) for bits in terms.colour_bits)
     found |= {f"colour/{n}": rate - first for n, rate in enumerate(later, 2)}
     found |= {f"llr/{k}": value for k, value in enumerate(scored.llr_bpd, 1)}
+    pixels = scored.width * scored.height
+    mean = (sum(terms.kl_bits) + sum(terms.pixel_bits)) / pixels
+    for side, squares in zip(CELLS, terms.squares):
+        spread = math.sqrt(max(squares / pixels - mean**2, 0))
+        found[f"spread/{side}"] = math.log2(spread + SMALL_SPREAD) - math.log2(mean + SMALL_SPREAD)
     found["complexity"] = log_rate(scored.complexity_bits)
     found["ratio"] = log_rate(terms.bound_bits) - found["complexity"]
     return found

@@ -25,6 +25,7 @@ from vdvae_codec.model.vdvae import VDVAE
 
 BATCH_PIXELS = {"cpu": 2**17, "cuda": 2**21}  # of tiles that are scored at a time: bounds the memory
 NATS = math.log(2)  # of a bit
+CELLS = (1, 2, 4, 8)  # sides of the cells over which bits are averaged, in pixels
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Terms:
     colour_bits: tuple[float, ...]  # of each colour given those before it, over all pixel layers: one or three
     expected_bits: tuple[float, ...]  # of each pixel layer for pixels drawn from its own distribution
     prior_bits: tuple[float, ...]  # of the bound L^{>k}, k = 1, 2, ... active latent layers drawn from their priors
+    squares: tuple[float, ...]  # for each of CELLS the sum, over pixels, of the squared mean bits of the cell, bits^2
     bound_bits: float  # negative ELBO, or the importance weighted bound of several samples
 
 
@@ -137,13 +139,22 @@ def tile_terms(
     parts = {name: np.mean([_array(getattr(w, name), len(x)) for w in walks], 0) for name in names}  # (layers, B)
     prior = [walk(0, below).layer_bits for below in range(1, active + 1)]
     parts["prior_bits"] = np.array([_array(bits, len(x)).sum(0) for bits in prior]).reshape(active, len(x))
+    heat: np.ndarray = torch.stack([w.heat for w in walks]).mean(0).cpu().numpy()
+    parts["squares"] = np.array([squares(heat * coded_mask, side) for side in CELLS])
     bound = parts["kl_bits"].sum(0) + parts["pixel_bits"].sum(0) if samples == 1 else weighted_bound(walks)
     rows = [
         Terms(**{name: tuple(part[:, n].tolist()) for name, part in parts.items()}, bound_bits=float(bound[n]))
         for n in range(len(x))
     ]
-    heat: np.ndarray = torch.stack([w.heat for w in walks]).mean(0).cpu().numpy()
     return rows, heat
+
+
+def squares(heat: np.ndarray, side: int) -> np.ndarray:
+    """``Terms.squares`` of the bits of pixels (B, H, W) for cells of one side: (B,) float64. Cut cells are left out."""
+    count, height, width = heat.shape[0], heat.shape[1] // side, heat.shape[2] // side
+    cells = heat[:, : height * side, : width * side].reshape(count, height, side, width, side).mean((2, 4), np.float64)
+    found: np.ndarray = (cells**2).sum((1, 2)) * side**2
+    return found
 
 
 def _array(rows: Sequence[Tensor], count: int) -> np.ndarray:

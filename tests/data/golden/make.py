@@ -40,7 +40,7 @@ def palette() -> bytes:
 def put(name: str, pictures: list[Picture], segment: int = 10_000) -> None:
     """One file, and the images that it holds."""
     with (HERE / f"{name}.vdz").open("wb") as file:
-        print(write(pictures, file, "photo-1", "cpu", segment=segment))
+        print(write(pictures, file, "photo-2", "cpu", segment=segment))
     for picture in pictures:
         path = HERE / name / picture.name if picture.name else HERE / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
