@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 
@@ -24,3 +25,7 @@ def deadly_for_helpers(task: int) -> int:
     if multiprocessing.parent_process() is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     return task
+
+
+def loaded_modules(task: None) -> set[str]:
+    return set(sys.modules)

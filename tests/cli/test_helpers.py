@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command_line import PLAIN, done, names, pixels
+from command_line import PLAIN, done, errors, names, pixels, run
 
 from vdvae_codec.codec.store import Released
 from vdvae_codec.images.files import write_image
@@ -111,3 +111,30 @@ def test_images_are_the_same_with_and_without_helpers(
         for name in names(folder):
             assert np.array_equal(pixels(out / name), pixels(folder / name))
     assert len(digests) == 1
+
+
+def test_helpers_of_large_inputs_have_the_model_before_they_work() -> None:
+    lines = probe("""
+import os
+os.environ["OMP_NUM_THREADS"] = "2"
+from pathlib import Path
+from vdvae_codec.cli.helpers import helpers
+import helped
+here = Path(helped.__file__)
+for inputs in ([here], [here.parent], [here, Path("absent")]):
+    with helpers(1, inputs, "cifar10-causal") as sharing:
+        (connection,) = sharing._connections
+        connection.send((helped.loaded_modules, None))
+        fine, found = connection.recv()
+        print(fine, {"torch", "vdvae_codec.codec.store"} <= found)
+""")
+    assert lines == ["True False", "True True", "True False"]
+
+
+def test_helpers_say_nothing_of_a_model_that_is_not_there(tmp_path: Path) -> None:
+    """It is the command that says it, once."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.png").write_bytes(write_image(np.zeros((9, 9, 3), np.uint8), {}, ".png"))
+    result = run("compress", tmp_path / "in", "-o", tmp_path / "x.vdz", "--model", "absent")
+    (line,) = errors(result)
+    assert "'absent'" in line
