@@ -74,6 +74,7 @@ class ExactConv(nn.Module):
         weight = self.weight.float() * unit[:, None, None, None]
         self._weights = [w.contiguous(memory_format=torch.channels_last) for w in weight.chunk(self.parts, 1)]
         self._bias = self.bias.float() * unit
+        self._matrices = [self.matrix(w).t().contiguous() for w in self._weights]  # each (cin of a part, cout)
         use_bytes = self.of_bytes and bytes_are_exact()
         self._bytes = ByteConv(self.weight, unit, self._bias, -self.low, self.padding) if use_bytes else None
         self._byte_rows = ByteRows(self.matrix(self.weight), unit, self._bias) if use_bytes and not self.low else None
@@ -100,7 +101,7 @@ class ExactConv(nn.Module):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._ready:
-            self._weights = [fn(w) for w in self._weights]
+            self._weights, self._matrices = ([fn(w) for w in own] for own in (self._weights, self._matrices))
             self._bias = fn(self._bias)
         return self
 
@@ -125,10 +126,13 @@ class ExactConv(nn.Module):
         if a.dtype == torch.uint8:
             assert self._byte_rows is not None
             return self._byte_rows(a)
-        first, *others = (self.matrix(weight) for weight in self._weights)
-        y = torch.addmm(self._bias, a[:, : first.shape[1]], first.t())
-        for n, weight in enumerate(others, 1):
-            y += a[:, n * first.shape[1] : (n + 1) * first.shape[1]] @ weight.t()
+        first, *others = self._matrices
+        if not others:
+            return torch.addmm(self._bias, a, first)
+        own, *rest = a.chunk(self.parts, 1)
+        y = torch.addmm(self._bias, own, first)
+        for part, matrix in zip(rest, others):
+            y += part @ matrix
         return y
 
     def rows_for(self, a: Tensor, following: ExactConv) -> Tensor:
