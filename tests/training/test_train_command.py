@@ -98,7 +98,7 @@ def test_starting_from_a_shipped_model(folder: Path, tmp_path: Path) -> None:
     result = invoke("train", "--init", "photo-2", "--data", folder, "--out", tmp_path / "a", *short)
     assert result.exit_code == 0, result.output
     recipe = read_checkpoint(tmp_path / "a/checkpoint-00000001")[1]
-    assert (recipe.steps, recipe.kl_warmup_steps, recipe.muon) == (1, 0, 2.0)
+    assert (recipe.steps, recipe.kl_warmup_steps, recipe.muon) == (1, 0, 2.5)
     assert rows(tmp_path / "a")[-1]["validation_bpd"] < 4
 
 
