@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 MOST = 16  # processes, each of which takes memory of its own
-LARGE = 2**17  # bytes of inputs for which helpers get ready at once
+LARGE = 2**15  # bytes of inputs for which helpers get ready at once: fewer are hardly two groups
 
 
 @contextlib.contextmanager
