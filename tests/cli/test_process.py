@@ -25,7 +25,7 @@ from vdvae_codec.images.files import write_image
 def test_threads_soon_sleep_while_they_wait_unless_the_user_has_chosen(
     own: dict[str, str], spins: str, tiny_folder: Path, photo_png: Path, tmp_path: Path
 ) -> None:
-    """Asks OpenMP itself, which prints its settings as it reads them."""
+    """Asks OpenMP itself, which prints its settings as it reads them, in each process."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
     env |= {"OMP_DISPLAY_ENV": "verbose"} | own
     command = [PROGRAM, "compress", photo_png, "--model", tiny_folder, "-o", tmp_path / "x.vdz"]
@@ -34,7 +34,7 @@ def test_threads_soon_sleep_while_they_wait_unless_the_user_has_chosen(
     shown = re.findall(r"GOMP_SPINCOUNT\s*=\s*'(\w+)'", result.stderr)
     if not shown:
         pytest.skip("another OpenMP than GNU's")
-    assert shown == [spins]
+    assert set(shown) == {spins}
 
 
 PROBE = """
