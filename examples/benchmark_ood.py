@@ -218,7 +218,7 @@ def prepare(
             images = array(npz, "x_train")
             np.save(out / f"{name}-train.npy", images[:-HELD])
             write(name, some(images[-HELD:], 2000))
-    if cifar is not None:  # the split that trained cifar10-causal
+    if cifar is not None:  # training images, of which cifar10-causal has seen all
         with tempfile.TemporaryDirectory() as cache:
             training = open_images(Path(f"{cifar}:x_train"), 32, Path(cache))
             _, held = split_by_image(training, 0.05, 0)

@@ -92,9 +92,8 @@ def elbo_bits(
     kl: list[float] = []
     pixel: list[float] = []
     for run in tiles.runs_of([tiles.shape_of(image) for image in images], released.config):
-        size = tiles.largest_group(run, released.config)
-        for start in range(0, len(run.places), size):
-            x, group = tiles.tensor_of(images, run.places[start : start + size], run, masks, released.device)
+        for places in tiles.groups_of(run, released.config):
+            x, group = tiles.tensor_of(images, places, run, masks, released.device)
             terms = exact_elbo(released.model, released.tables, group, x)
             kl, pixel = sums(kl, terms.kl_bits), sums(pixel, terms.pixel_bits)
     return kl, pixel

@@ -165,7 +165,7 @@ def pop_apart(task: Task) -> np.ndarray:
 
 
 def groups_of(run: Run, config: ModelConfig) -> Iterator[list[Place]]:
-    """The tiles of the groups of a run that are coded apart."""
+    """The tiles of a run in its largest groups: those that are coded apart."""
     size = largest_group(run, config)
     for start in range(0, len(run.places), size):
         yield run.places[start : start + size]

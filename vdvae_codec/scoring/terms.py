@@ -140,7 +140,8 @@ def tile_terms(
     prior = [walk(0, below).layer_bits for below in range(1, active + 1)]
     parts["prior_bits"] = np.array([_array(bits, len(x)).sum(0) for bits in prior]).reshape(active, len(x))
     heat: np.ndarray = torch.stack([w.heat for w in walks]).mean(0).cpu().numpy()
-    parts["squares"] = np.array([squares(heat * coded_mask, side) for side in CELLS])
+    own = heat * coded_mask
+    parts["squares"] = np.array([squares(own, side) for side in CELLS])
     bound = parts["kl_bits"].sum(0) + parts["pixel_bits"].sum(0) if samples == 1 else weighted_bound(walks)
     rows = [
         Terms(**{name: tuple(part[:, n].tolist()) for name, part in parts.items()}, bound_bits=float(bound[n]))

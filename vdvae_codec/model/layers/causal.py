@@ -143,11 +143,12 @@ class CausalLayer(PixelLayer):
         tiles = max(1, STRIP_PIXELS // (height * width))
         rows = min(height, max(1, STRIP_PIXELS // (tiles * width)))
         out = torch.empty(count, height * width, 13 * self.mixtures, device=plane.device)
+        kept = self.kept()
         for n in range(0, count, tiles):
             x, h = plane[n : n + tiles], rows_of(state.h[n : n + tiles])
             pixels = Pixels(x, self.reach, FILL)
             pixels.fill(x)
-            strips = [Strip(len(x), rows, width, *self.kept()) for _ in self.blocks]
+            strips = [Strip(len(x), rows, width, *kept) for _ in self.blocks]
             for y in range(0, height, rows):
                 here = min(rows, height - y)
                 known = pixels.strip(y, here, self.taps)
