@@ -22,8 +22,8 @@ from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, ti
 from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
-WAVE_PIXELS = 3 * 2**19  # of those of causal models, whose steps are the better the more tiles there are
-SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into two groups at least, for two processes
+WAVE_PIXELS = 9 * 2**18  # of those of causal models, whose steps are the better the more tiles there are
+SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into pairs of groups, for two processes
 MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
@@ -218,8 +218,10 @@ def largest_group(run: Run, config: ModelConfig) -> int:
     if not config.causal:
         return max(1, GROUP_PIXELS // pixels)
     whole = len(run.places)
-    groups = max(-(-whole // max(1, WAVE_PIXELS // pixels)), 2 if whole * pixels >= SHARED_PIXELS else 1)
-    return max(1, -(-whole // groups))
+    if whole * pixels < SHARED_PIXELS:
+        return max(1, whole)
+    pairs = -(-whole // (2 * max(1, WAVE_PIXELS // pixels)))
+    return -(-whole // (2 * pairs))
 
 
 def shape_of(image: np.ndarray) -> Shape:
