@@ -28,13 +28,13 @@ ORDERS = [(0, 1, 2), (1, 0, 2)]
 
 def moderate_joint(components: int, order: tuple[int, int, int]) -> JointMixture:
     """The same, of components that span the colours, each with a base of its own; or, in the order R, G, B, with one
-    base and the finer coupling of published models."""
+    base, as published models have it."""
     torch.manual_seed(components)
     shape, published = (1, components, 3, 40, 40), order[0] == 1
     base = torch.full((1, 1, 3, 1, 1), 127.5) if published else 128 + 50 * torch.randn(shape)
     return JointMixture(
         torch.randn(1, components, 40, 40), 10 * torch.randn(shape), 1.5 + torch.randn(shape).clamp(-2, 2), base,
-        torch.rand(shape) * 2 - 1, order, coupling_steps=2**12 if published else 64,
+        torch.rand(shape) * 2 - 1, order,
     )  # fmt: skip
 
 
@@ -50,6 +50,18 @@ def test_integer_pixels_of_joint_components_cost_what_training_thinks(
     exact = [p.integers(TABLES, None).mixture(n, rows).bits(row).mean() for n, row in enumerate(rows)]
     assert sum(exact) == pytest.approx(float(p.nll_nats(x).mean()) / math.log(2), rel=0.01)
     assert exact[0] == pytest.approx(float(p.nll_nats(x, channels=1).mean()) / math.log(2), rel=0.01)
+
+
+def test_sharp_components_that_are_coupled_far_from_their_base_cost_what_training_thinks() -> None:
+    """Without a linear prediction the base is mid grey: there a coupling's error is multiplied by a hundred levels."""
+    torch.manual_seed(0)
+    shape = (1, 1, 3, 40, 40)
+    base, loc = torch.full((1, 1, 3, 40, 40), 128.0), 100 * torch.rand(shape) - 50
+    p = JointMixture(torch.zeros(1, 1, 40, 40), loc, torch.full(shape, -2.0), base, torch.rand(shape) - 0.5)
+    x = p.sample()
+    rows = [x[0, c].flatten().int().numpy() for c in range(3)]
+    exact = sum(p.integers(TABLES, None).mixture(n, rows).bits(rows[n]).mean() for n in range(3))
+    assert exact == pytest.approx(float(p.nll_nats(x).mean()) / math.log(2), rel=0.02)
 
 
 def test_what_green_was_tells_the_component() -> None:
@@ -109,7 +121,8 @@ def test_extreme_parameters_still_code(extreme: float) -> None:
         check_nibbles(z.integers(TABLES, exponent, torch.arange(2)))
 
 
-def test_locations_are_exact() -> None:
+def test_locations_are_within_a_step_of_real_arithmetic() -> None:
+    """They are single operations of numpy on float32, so that every machine rounds alike."""
     torch.manual_seed(0)
     shape = (1, 3, 3, 40, 40)
     wide = SeparateMixture(
@@ -126,9 +139,9 @@ def test_locations_are_exact() -> None:
             for m, k in zip(range(n), COUPLED[n]):
                 expected += coupling[:, k] * (rows[m] - base[:, q.order[m]])
             expected = np.rint(expected * STEPS).clip(-FURTHEST, FURTHEST)
-            assert np.array_equal(q.mixture(n, rows).location, expected)
-        loc = p.loc[0].flatten(2).numpy()
-        assert float(np.abs(q.loc - loc).max()) <= 0.5 / STEPS or p in (wide, far)
+            off = np.abs(q.mixture(n, rows).location - expected)
+            assert off.max() <= 1 and (off > 0).mean() < 0.002
+        assert q.loc.dtype == q.base.dtype == q.coupling.dtype == np.float32
 
 
 def test_gaussian_kl() -> None:

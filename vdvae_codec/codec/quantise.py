@@ -10,15 +10,14 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.exact.quantise import BYTE_LEVELS, WEIGHT_LEVELS, Grid, byte_grid, quantise_conv, signed_grid
-from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Takes
+from vdvae_codec.exact.quantise import BYTE_LEVELS, WEIGHT_LEVELS, input_grid, quantise_conv
+from vdvae_codec.model.blocks import ACTIVATIONS, Conv
 from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
 from vdvae_codec.model.elbo import Elbo, elbo
 from vdvae_codec.model.layers.base import Acts
 from vdvae_codec.model.layers.latent import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, exact_twin, prepare
 
-SAMPLES = 2**15  # inputs of a convolution and batch by which its grid is chosen
 ACTIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
 
 
@@ -27,8 +26,8 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model on the CPU: its exact twin, ready to run.
 
     Calibrated on image batches (B, 3, H, W) float32 in pixel levels, G, R, B. What a convolution takes in is rounded to
-    the grid that it declares (``Conv.takes``), or else to the one of that kind that rounds the values seen with the
-    least error; each output channel's weights get the finest power-of-two grid that keeps its sums below 2^24.
+    the grid that it declares (``Conv.takes``), or else to the finest that clips nothing seen;
+    each output channel's weights get the finest power-of-two grid that keeps its sums below 2^24.
     ``choose_latents`` sets the latents of both models. Raises ExactnessError if a bound fails.
     """
     choose_latents(model, batches)
@@ -40,34 +39,25 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             assert isinstance(conv, Conv)
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
             levels = BYTE_LEVELS if conv.of_bytes else WEIGHT_LEVELS
-            quantise_conv(exact, conv.weights(), bias, inputs[conv].grid(conv.takes), levels)
+            grid = conv.takes or input_grid(inputs[conv].low, inputs[conv].high)
+            quantise_conv(exact, conv.weights(), bias, grid, levels)
     prepare(twin)
     return twin
 
 
-class Inputs:
-    """What a convolution took in, after its activation: the range, zero included, and some of the values."""
+class Range:
+    """Of what a convolution took in, after its activation; zero is in it."""
 
     def __init__(self) -> None:
         self.low = self.high = 0.0
-        self.samples = [torch.zeros(1)]
 
     def add(self, x: Tensor) -> None:
-        x = x.flatten()
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-        self.samples.append(x[:: -(-len(x) // SAMPLES)])
-
-    def grid(self, takes: Takes | Grid) -> Grid:
-        """The declared grid, or the best one of the kind."""
-        if not isinstance(takes, Takes):
-            return takes
-        fit = byte_grid if takes is Takes.BYTES else signed_grid
-        return fit(torch.cat(self.samples), self.low, self.high)
 
 
-def observe(model: VDVAE, batches: list[Tensor]) -> dict[nn.Module, Inputs]:
+def observe(model: VDVAE, batches: list[Tensor]) -> dict[nn.Module, Range]:
     """What each convolution takes in when the ELBO of the batches is computed."""
-    inputs: dict[nn.Module, Inputs] = {module: Inputs() for module in model.modules() if isinstance(module, Conv)}
+    inputs: dict[nn.Module, Range] = {module: Range() for module in model.modules() if isinstance(module, Conv)}
 
     def see(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(conv, Conv)

@@ -5,8 +5,8 @@ which change no mantissa. If no partial sum, in whatever order, can reach 2^24, 
 addition rounds, and each correct convolution gives the same bits. Everything else on the coding path is element-wise:
 single IEEE operations, which are the same everywhere. No sum of products is left to a compiler that might fuse it.
 
-Where inputs and weights are bytes, and the CPU multiplies bytes without saturating (VNNI), they are multiplied as
-bytes: the same integers, about three times as fast.
+Where rows of inputs and weights are bytes, and the CPU multiplies bytes without saturating (VNNI), they are multiplied
+as bytes: the same integers, about three times as fast.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class ExactConv(nn.Module):
         self.register_buffer("bias", torch.zeros(cout, dtype=torch.int32))
         self.register_buffer("grid", torch.tensor([0, -1, 1, 1], dtype=torch.int32))
         self._ready = False
-        self._bytes: ByteConv | None = None
         self._byte_rows: ByteRows | None = None
 
     def prepare(self, name: str) -> None:
@@ -76,8 +75,7 @@ class ExactConv(nn.Module):
         self._bias = self.bias.float() * unit
         self._matrices = [self.matrix(w).t().contiguous() for w in self._weights]  # each (cin of a part, cout)
         use_bytes = self.of_bytes and bytes_are_exact()
-        self._bytes = ByteConv(self.weight, unit, self._bias, -self.low, self.padding) if use_bytes else None
-        self._byte_rows = ByteRows(self.matrix(self.weight), unit, self._bias) if use_bytes and not self.low else None
+        self._byte_rows = ByteRows(self.matrix(self.weight), unit, self._bias) if use_bytes else None
         self._ready = True
 
     def matrix(self, weight: Tensor) -> Tensor:
@@ -86,11 +84,9 @@ class ExactConv(nn.Module):
 
     @property
     def of_bytes(self) -> bool:
-        """Whether weights are bytes, and inputs from the lowest on, whose sums stay below 2^24 too."""
-        span = self.high - self.low
-        if self.low > 0 or span > 255 or self.parts > 1 or self.weight.min() < -128 or self.weight.max() > 127:
-            return False
-        return float(partial_sum_bound(self.weight, self.bias, 0, span, 1).max()) < LIMIT
+        """Whether inputs and weights are bytes."""
+        inputs = self.low == 0 and self.high <= 255 and self.parts == 1
+        return inputs and int(self.weight.min()) >= -128 and int(self.weight.max()) <= 127
 
     def float_weights(self) -> tuple[Tensor, Tensor]:
         """Weight (cout, cin, k, k) and bias (cout,) as float32: those of the float convolution, rounded."""
@@ -151,8 +147,6 @@ class ExactConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.take(x)
-        if self._bytes and a.device.type == "cpu":
-            return self._bytes(a)
         if self.parts == 1:
             return F.conv2d(a, self._weights[0], self._bias, padding=self.padding)
         first, *others = a.chunk(self.parts, 1)
@@ -179,39 +173,11 @@ class ExactCausal(ExactConv):
         return torch.cat([weight[:, :, 1 + dy, 1 + dx] for dy, dx in TAPS], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = F.pad(self.take(x), (1, 1, 1, 0))
-        if self._bytes and a.device.type == "cpu":
-            return self._bytes(a)
-        return F.conv2d(a, self._weights[0], self._bias)
-
-
-class ByteConv:
-    """An ``ExactConv`` by oneDNN's kernel for bytes: a (B, cin, h, w) float32 integers -> (B, cout, h, w) float32.
-
-    Inputs are unsigned: the lowest becomes 0, and what was 0 the zero point. weight: (cout, cin, k, k) integers in
-    units of ``unit`` (cout,) float32; bias: float32 (cout,).
-    """
-
-    def __init__(self, weight: Tensor, unit: Tensor, bias: Tensor, zero: int, padding: int):
-        self.unit, self.bias, self.zero = unit, bias, zero
-        self.offsets = torch.zeros(len(weight), dtype=torch.int64)
-        self.geometry = [1, 1], [padding, padding], [1, 1], 1  # stride, padding, dilation, groups
-        self.weight = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), unit, 1.0, zero, *self.geometry)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        x = a.add_(self.zero).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-        y: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, self.zero, self.weight, self.unit, self.offsets, self.bias, *self.geometry,
-            1.0, 0, torch.float32, "none", [], "",
-        )
-        return y
-
-    def __deepcopy__(self, memo: object) -> ByteConv:
-        return self  # it never changes, and torch cannot copy packed weights
+        return F.conv2d(F.pad(self.take(x), (1, 1, 1, 0)), self._weights[0], self._bias)
 
 
 class ByteRows:
-    """Likewise a matrix product, by oneDNN's kernels for bytes: a (N, cin) uint8 -> (N, cout) float32.
+    """``ExactConv.rows`` by oneDNN's kernels for bytes: a (N, cin) uint8 -> (N, cout) float32.
 
     weight: (cout, cin) integers in units of ``unit`` (cout,) float32; bias: float32 (cout,).
     """
@@ -247,20 +213,16 @@ class ByteRows:
 
 @functools.cache
 def bytes_are_exact() -> bool:
-    """Whether torch has the kernel for bytes and it is right, tried on large sums: older instructions saturate."""
+    """Whether torch has the kernels for bytes and they are right, tried on large sums: older instructions saturate."""
     signs = torch.arange(16)[:, None] >> torch.arange(4) & 1  # (16, 4): each output's, of every fourth input
-    weight = torch.where(signs > 0, 127, -128).repeat(1, 16)[:, :, None, None].expand(-1, -1, 3, 3)  # (16, 64, 3, 3)
-    bias = torch.arange(16.0)
-    a = torch.where(torch.arange(64 * 9 * 9).view(1, 64, 9, 9) % 7 < 5, 243.0, -12.0)
+    weight, bias = torch.where(signs > 0, 127, -128).repeat(1, 16), torch.arange(16.0)  # (16, 64)
+    a = torch.where(torch.arange(81 * 64).view(81, 64) % 7 < 5, 255, 0)
+    unit, started = torch.ldexp(torch.ones(16), -torch.arange(8, 24)), torch.linspace(-3, 3, 81 * 16).view(81, 16)
     try:
-        y = ByteConv(weight, torch.ones(16), bias, 12, 1)(a.clone())
-        same = torch.equal(y, F.conv2d(a, weight.float(), bias, padding=1))
-        rows, matrix = a[0].flatten(1).t().contiguous() + 12, weight[:, :, 0, 0]
-        unit, started = torch.ldexp(torch.ones(16), -torch.arange(8, 24)), torch.linspace(-3, 3, 81 * 16).view(81, 16)
-        linear, x = ByteRows(matrix, unit, bias * unit), rows.to(torch.uint8)
-        z = F.linear(rows, matrix.float(), bias) * unit
-        same = same and torch.equal(linear(x), z) and torch.equal(linear.added(x, started.clone()), started + z)
-        return same and torch.equal(linear.clipped(x, 5), (z * 32).round().clamp(0, 255).to(torch.uint8))
+        linear, x = ByteRows(weight, unit, bias * unit), a.to(torch.uint8)
+        y = F.linear(a.float(), weight.float(), bias) * unit
+        same = torch.equal(linear(x), y) and torch.equal(linear.added(x, started.clone()), started + y)
+        return same and torch.equal(linear.clipped(x, 5), (y * 32).round().clamp(0, 255).to(torch.uint8))
     except (AttributeError, RuntimeError, TypeError):
         return False
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 
-INPUT_LEVELS = 2047  # activations are rounded to at most this many steps above and below zero
+INPUT_LEVELS = 4095  # activations are rounded to at most this many steps above and below zero
 WEIGHT_LEVELS = 2**15 - 1
 BYTE_LEVELS = 127
 ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
@@ -18,34 +17,13 @@ MOST_PARTS = 4
 Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
 
 
-def byte_grid(x: Tensor, low: float, high: float) -> Grid:
-    """The 256 steps that round x (N,), samples of values from ``low`` to ``high``, with the least square error."""
+def input_grid(low: float, high: float) -> Grid:
+    """The finest grid with at most ``INPUT_LEVELS`` steps on each side of zero that clips no value from low to high.
 
-    def grid(exponent: int) -> Grid:
-        lowest = max(round(low * 2.0**exponent), -255)
-        return exponent, lowest, lowest + 255
-
-    return best(grid, math.log2(255 / max(high - low, 1e-6)), x)
-
-
-def signed_grid(x: Tensor, low: float, high: float) -> Grid:
-    """At most ``INPUT_LEVELS`` steps on each side of zero, likewise."""
-
-    def grid(exponent: int) -> Grid:
-        lowest, highest = math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
-        return exponent, max(lowest, -INPUT_LEVELS), min(highest, INPUT_LEVELS)
-
-    return best(grid, math.log2(INPUT_LEVELS / max(high, -low, 1e-6)), x)
-
-
-def best(grid: Callable[[int], Grid], widest: float, x: Tensor) -> Grid:
-    """The grid with the least square error on x (N,) among the widest, which clips nothing, and five finer ones."""
-
-    def error(exponent: int) -> float:
-        _, lowest, highest = grid(exponent)
-        return float(((x * 2.0**exponent).round().clamp(lowest, highest) * 2.0**-exponent - x).square().mean())
-
-    return grid(min(range(math.floor(widest), math.floor(widest) + 6), key=error))
+    Outliers are kept: clipping a few costs more than coarser steps for all others (docs/research-log.md).
+    """
+    exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
+    return exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
 
 
 def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, levels: int = WEIGHT_LEVELS) -> None:

@@ -22,13 +22,6 @@ from vdvae_codec.exact.quantise import Grid
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, HARDSWISH: F.hardswish, GELU: F.gelu}
 
 
-class Takes(Enum):
-    """On which grid an exact convolution takes its inputs in; both are found on data when a model is exported."""
-
-    STEPS = "11 bits and a sign: features, which have outliers"
-    BYTES = "a byte, and weights are bytes too: within blocks, where speed is decided"
-
-
 CLIPPED: Grid = (5, 0, 255)  # of features that are clipped to 0..8 in training too, so that bytes hold them
 FINE: Grid = (7, -2047, 2047)  # of features that are clipped to -16..16
 
@@ -43,12 +36,13 @@ class Gives(Enum):
 class Conv(nn.Conv2d):
     """Convolution that keeps height and width: odd kernel, zero padding, optionally of an activation of its input.
 
-    hard swish(x) = x * clamp(x + 3, 0, 6) / 6: the shape of gelu, without transcendentals. ``takes`` is a grid where it
-    is known beforehand: then its inputs are clipped to the grid's range, in training too.
+    hard swish(x) = x * clamp(x + 3, 0, 6) / 6: the shape of gelu, without transcendentals. ``takes`` is the grid of its
+    inputs where that is known beforehand: then they are clipped to its range, in training too. Else it is found on data
+    when a model is exported.
     """
 
     def __init__(self, cin: int, cout: int, kernel: int, *, act: str = "", gain: float = 1.0, bias: bool = True,
-                 takes: Takes | Grid = Takes.STEPS, gives: Gives = Gives.FEATURES):
+                 takes: Grid | None = None, gives: Gives = Gives.FEATURES):
         super().__init__(cin, cout, kernel, padding=kernel // 2, bias=bias)
         self.act, self.takes, self.gives = act, takes, gives
         with torch.no_grad():
@@ -59,12 +53,12 @@ class Conv(nn.Conv2d):
     @property
     def of_bytes(self) -> bool:
         """Whether the exact twin's weights are bytes."""
-        return self.takes is Takes.BYTES or self.takes == CLIPPED
+        return self.takes == CLIPPED
 
     def take(self, x: Tensor) -> Tensor:
         """What is multiplied: x after the activation, within the declared grid."""
         x = ACTIVATIONS[self.act](x)
-        if isinstance(self.takes, Takes):
+        if self.takes is None:
             return x
         exponent, low, high = self.takes
         return x.clamp(low * 2.0**-exponent, high * 2.0**-exponent)
@@ -153,8 +147,8 @@ class Bottleneck(nn.Module):
                  gives: Gives = Gives.FEATURES):
         super().__init__()
         self.c1 = Conv(cin, middle, 1, act=act)
-        self.c2 = Conv(middle, middle, kernel, act=act, takes=Takes.BYTES)
-        self.c3 = Conv(middle, middle, kernel, act=act, takes=Takes.BYTES)
+        self.c2 = Conv(middle, middle, kernel, act=act)
+        self.c3 = Conv(middle, middle, kernel, act=act)
         self.c4 = Conv(middle, cout, 1, act=act, gain=gain, gives=gives)
 
     def forward(self, x: Tensor) -> Tensor:

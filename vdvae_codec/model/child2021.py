@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 UNIT = 127.5  # pixel levels in which the output's mixtures are given, and of their centre
 ORDER = (1, 0, 2)  # colours are coded as R, G, B, while ours begin with G
 G_R_B = [1, 0, 2]  # our order of the channels, by theirs
-COUPLING_STEPS = 2**12  # as the exact tanh gives it
 LOWEST_LOG_SCALE = -7.0
 SHOWN = 5  # keys in an error
 
@@ -169,7 +168,7 @@ class PublishedPixelLayer(PhaseLayer):
         loc = (mean * UNIT)[:, :, G_R_B]
         log_sigma = (log_scale.clamp(min=LOWEST_LOG_SCALE) + math.log(UNIT))[:, :, G_R_B]
         base = torch.full_like(loc[:, :1, :, :1, :1], UNIT)
-        p = JointMixture(logits, loc, log_sigma, base, self.tanh(coupling), ORDER, self.bits, COUPLING_STEPS)
+        p = JointMixture(logits, loc, log_sigma, base, self.tanh(coupling), ORDER, self.bits)
         visit.pixels(self, p, state.x)
         return State(h, self.stride, state.x)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from vdvae_codec.training.trainer import Trainer, learning_rate, stack_terms
 VALIDATION_PIXELS, VALIDATION_SIDE, VALIDATION_BATCH = 48 * 128**2, 128, 2**17
 SHOWN = 8  # validation images on a sheet of samples
 LOG_EVERY = 100  # steps
+IDLE_BPD = 1e-5  # KL below which a latent layer has collapsed onto its prior
+LOOKED_AT = 64  # images, for colours
 SAVE_SECONDS = 600.0
 
 
@@ -85,6 +88,8 @@ class Training:
         self.log = Log(run, self.trainer.step) if processes.first else None
         self.seconds_before, self.saved = self.trainer.seconds, self.trainer.step
         self.begun = self.saved_at = time.monotonic()
+        if config.channels == 1 and coloured(images):
+            self.say("the model has one channel: of colour images it learns green alone")
 
     def go(self, stopped: list[int]) -> None:
         """Steps until the end, or until ``stopped`` holds something in any process; the last one is saved."""
@@ -131,11 +136,20 @@ class Training:
         self.sums = Sums()
         if whole:
             row |= validate(trainer.ema.model, self.validation, self.processes)
+            idle = [n for n, kl in enumerate(row["kl_bpd"]) if kl < IDLE_BPD]
+            row["idle"] = idle
+            if idle:
+                strides = ", ".join(f"{n} (stride {trainer.model.latent_layers[n].stride})" for n in idle)
+                self.say(f"step {trainer.step}: KL below {IDLE_BPD:g} bits per dim, latent layers idle: {strides}")
         if self.log is not None:
             self.log.write(row)
             if whole:
                 shown = self.validation[0][:SHOWN].to(self.device).float()
                 self.log.draw(trainer.ema.model, shown, trainer.step)
+
+    def say(self, line: str) -> None:
+        if self.processes.first:
+            tqdm.write(line, file=sys.stderr)
 
     def save(self) -> None:
         if self.processes.first and self.saved != self.trainer.step:
@@ -176,6 +190,12 @@ def check(config: ModelConfig, recipe: Recipe, run: Path, resume: bool, world: i
         raise TrainingError(f"{run}: holds a training at {last.name}; resume it or choose another folder")
     if last is None and resume:
         raise TrainingError(f"{run}: holds no checkpoint to resume from")
+
+
+def coloured(images: Images) -> bool:
+    """Whether any of some images of a set has colours."""
+    some = range(0, len(images.names), -(-len(images.names) // LOOKED_AT))
+    return any((images[n] != images[n][..., :1]).any() for n in some)
 
 
 def chunk_size(recipe: Recipe, world: int) -> int:

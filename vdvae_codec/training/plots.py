@@ -21,8 +21,8 @@ REACH = 1.0  # bits per dim that the curves show above their lowest point
 def plot_loss(log: Path, out: Path) -> None:
     """Draws a ``log.jsonl``: bits per dim, learning rate, gradient norm and skipped steps, and the bits of every layer.
 
-    The KL of the latent layers over time is a picture, a row a layer, where collapsed layers are dark. Values that are
-    NaN, null or absent are left out.
+    The KL of the latent layers over time is a picture, a row a layer, where collapsed layers are dark; its title says
+    how many were idle at the last validation. Values that are NaN, null or absent are left out.
     """
     from matplotlib import colormaps  # slow to import, and only needed here
     from matplotlib.colors import LogNorm
@@ -64,6 +64,8 @@ def plot_loss(log: Path, out: Path) -> None:
         mesh = axes["kl"].pcolormesh(np.append(0, steps), np.arange(kl.shape[1] + 1) - 0.5,
                                      np.maximum(kl, KL_FLOOR).T, norm=colours)
         figure.colorbar(mesh, ax=axes["kl"], label="KL (bits per dim)", pad=0.01)
+        idle = [row["idle"] for row in rows if "idle" in row][-1:]
+        axes["kl"].set(title=f"{len(idle[0])} of {kl.shape[1]} layers idle" if idle else "")
         axes["kl"].invert_yaxis()
         axes["kl"].yaxis.set_major_locator(MaxNLocator(integer=True))
 

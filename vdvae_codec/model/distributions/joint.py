@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import STEPS, ByteMixture, Tables, columns, inverse_scale, on_grid, weight_of
+from vdvae_codec.exact.cdf import ByteMixture, Tables, columns, inverse_scale, weight_of
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
     COUPLED,
@@ -36,8 +36,7 @@ class JointMixture(Mixture):
     colours were tells which component it is, and so how far the later ones may be off.
 
     logits: (B, K, h, w); loc, log_sigma: (B, K, 3, h, w) in pixel levels, channels in G, R, B order; base: the same, or
-    1 in place of K; coupling: (B, K, 3, h, w), c0, c1, c2; bits: of a sub-pixel, whose lower ones are dropped;
-    coupling_steps: the coder rounds coupling to this part of 1.
+    1 in place of K; coupling: (B, K, 3, h, w), c0, c1, c2; bits: of a sub-pixel, whose lower ones are dropped.
     """
 
     logits: Tensor
@@ -47,7 +46,6 @@ class JointMixture(Mixture):
     coupling: Tensor
     order: tuple[int, int, int] = (0, 1, 2)
     bits: int = 8
-    coupling_steps: int = 64
 
     def location(self, channel: int, x: Tensor) -> Tensor:
         place = self.order.index(channel)
@@ -78,8 +76,7 @@ class JointMixture(Mixture):
         loc, base, coupling = (columns(t, positions) for t in (self.loc, self.spread_base(), self.coupling))
         return JointColours(
             self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
-            on_grid(loc, STEPS).clip(-LOC_REACH, LOC_REACH), on_grid(base, STEPS).clip(*BASE_RANGE),
-            on_grid(coupling, self.coupling_steps).clip(-COUPLING_REACH, COUPLING_REACH),
+            loc.clip(-LOC_REACH, LOC_REACH), base.clip(*BASE_RANGE), coupling.clip(-COUPLING_REACH, COUPLING_REACH),
             weight_of(tables, columns(self.logits, positions)),
         )
 

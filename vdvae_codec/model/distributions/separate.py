@@ -10,16 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import (
-    LOG_SIGMA_RANGE,
-    STEPS,
-    ByteMixture,
-    Tables,
-    columns,
-    inverse_scale,
-    on_grid,
-    weight_of,
-)
+from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE, ByteMixture, Tables, columns, inverse_scale, weight_of
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
     COUPLING_REACH,
@@ -33,7 +24,6 @@ from vdvae_codec.model.distributions.logistics import (
 )
 
 LOC_REACH = 2048
-COUPLING_STEPS = 64
 
 
 @dataclass
@@ -82,8 +72,8 @@ class SeparateMixture(Mixture):
         loc, base, coupling = (columns(t, positions) for t in (self.loc, self.base, self.coupling))
         return SeparateColours(
             self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
-            on_grid(loc, STEPS).clip(-LOC_REACH, LOC_REACH), on_grid(base, STEPS).clip(*BASE_RANGE)[None],
-            on_grid(coupling, COUPLING_STEPS).clip(-COUPLING_REACH, COUPLING_REACH)[None],
+            loc.clip(-LOC_REACH, LOC_REACH), base.clip(*BASE_RANGE)[None],
+            coupling.clip(-COUPLING_REACH, COUPLING_REACH)[None],
             weight_of(tables, columns(self.logits, positions)),
         )
 
