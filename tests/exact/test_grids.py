@@ -14,7 +14,7 @@ def rounded(x: Tensor, grid: Grid) -> Tensor:
     return (x * 2.0**exponent).round().clamp(low, high) * 2.0**-exponent
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 50.0])
 @pytest.mark.parametrize("low, high", [(-0.4, 3.1), (-2.0, 2.0), (-3.0, 0.0)])
 def test_a_grid_clips_nothing_and_no_finer_one_would_do(low: float, high: float, scale: float) -> None:
     x = torch.linspace(low * scale, high * scale, 10_001)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import TINY, random_crops
-from training_worker import CPU, RECIPE, command, rows, same, without_time, work
+from training_worker import CPU, RECIPE, command, rows, same, without_time, work, write_images
 
 from vdvae_codec.codec.group import Group
 from vdvae_codec.codec.store import Released
@@ -54,6 +54,34 @@ def test_what_a_training_writes(run: Path) -> None:
     tensors, meta = load_tensors(run / "checkpoint-00000006")
     assert meta["step"] == 6 and read_checkpoint(run / "checkpoint-00000006") == (TINY, RECIPE)
     assert all(bool(t.isfinite().all()) for t in tensors.values())
+
+
+def test_idle_latent_layers_are_named(
+    run: Path, toml: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training that goes on from weights whose second latent layer says nothing: its posterior is the prior."""
+    tensors, meta = load_tensors(run / "checkpoint-00000004")
+    for name in tensors:
+        if "layers.5.prior.c4" in name or "layers.5.posterior.c4" in name:
+            tensors[name].zero_()
+    save_tensors(tmp_path / "run" / "checkpoint-00000004", tensors, meta)
+    work(toml, folder, tmp_path / "run", {"learning_rate": 0.0}, resume=True)
+    (row,) = rows(tmp_path / "run")
+    assert row["step"] == 6 and row["idle"] == [1] and row["kl_bpd"][1] == 0
+    assert "step 6: idle latent layers, KL below 1e-05 bits per dim: 1 (stride 4)" in capsys.readouterr().err
+
+
+def test_colour_images_for_a_grey_model_are_said(
+    folder: Path, photo: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grey = dataclasses.replace(TINY, channels=1)
+    write_config(tmp_path / "grey.toml", grey, RECIPE)
+    work(tmp_path / "grey.toml", folder, tmp_path / "run", {"steps": 1})
+    assert "learns green alone" in capsys.readouterr().err
+    (tmp_path / "grey").mkdir()
+    write_images(tmp_path / "grey", photo[..., 1:2].repeat(3, 2))
+    work(tmp_path / "grey.toml", tmp_path / "grey", tmp_path / "other", {"steps": 1})
+    assert "green" not in capsys.readouterr().err
 
 
 def test_a_training_leaves_the_process_as_it_was(toml: Path, folder: Path, tmp_path: Path) -> None:

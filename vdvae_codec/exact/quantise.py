@@ -12,6 +12,7 @@ from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 INPUT_LEVELS = 4095  # activations are rounded to at most this many steps above and below zero
 WEIGHT_LEVELS = 2**15 - 1
 BYTE_LEVELS = 127
+FINEST = 14  # steps of inputs are no finer than 2^-14, so that a bias in their units leaves room for weights
 ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
 Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
@@ -22,7 +23,7 @@ def input_grid(low: float, high: float) -> Grid:
 
     Outliers are kept: clipping a few costs more than coarser steps for all others (docs/research-log.md).
     """
-    exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
+    exponent = min(FINEST, math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6))))
     return exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
 
 

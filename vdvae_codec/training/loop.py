@@ -6,7 +6,7 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,11 +136,10 @@ class Training:
         self.sums = Sums()
         if whole:
             row |= validate(trainer.ema.model, self.validation, self.processes)
-            idle = [n for n, kl in enumerate(row["kl_bpd"]) if kl < IDLE_BPD]
-            row["idle"] = idle
-            if idle:
-                strides = ", ".join(f"{n} (stride {trainer.model.latent_layers[n].stride})" for n in idle)
-                self.say(f"step {trainer.step}: KL below {IDLE_BPD:g} bits per dim, latent layers idle: {strides}")
+            row["idle"] = idle_layers(row["kl_bpd"])
+            if row["idle"]:
+                layers = ", ".join(f"{n} (stride {trainer.model.latent_layers[n].stride})" for n in row["idle"])
+                self.say(f"step {trainer.step}: idle latent layers, KL below {IDLE_BPD:g} bits per dim: {layers}")
         if self.log is not None:
             self.log.write(row)
             if whole:
@@ -190,6 +189,11 @@ def check(config: ModelConfig, recipe: Recipe, run: Path, resume: bool, world: i
         raise TrainingError(f"{run}: holds a training at {last.name}; resume it or choose another folder")
     if last is None and resume:
         raise TrainingError(f"{run}: holds no checkpoint to resume from")
+
+
+def idle_layers(kl_bpd: Sequence[float]) -> list[int]:
+    """Which latent layers have collapsed onto their priors."""
+    return [n for n, kl in enumerate(kl_bpd) if kl < IDLE_BPD]
 
 
 def coloured(images: Images) -> bool:
