@@ -140,12 +140,16 @@ def test_scores_by_their_formulas(tiny_model: Released) -> None:
     assert scored.bpd == pytest.approx(1010 / 300) and scored.corrected_bpd == pytest.approx(310 / 300)
     assert scored.llr_bpd == pytest.approx([5 / 300])
     found = features(scored, tiny_model.config)
-    assert {"rate/8", "rate/4", "rate/2", "excess/2", "kl/1", "llr/1", "complexity", "ratio"} <= set(found)
-    assert "kl/0" not in found and found["excess/2"] == pytest.approx(30 / (300 * 3 / 4))
+    assert {"rate/8", "rate/4", "rate/2", "excess/2", "kl/4", "complexity", "ratio"} <= set(found)
+    assert not {"kl/8", "share/4"} & set(found) and found["excess/2"] == pytest.approx(30 / (300 * 3 / 4))
     assert found["rate/2"] == pytest.approx(math.log2(300 / 225 + 1e-3))
     assert found["ratio"] == pytest.approx(math.log2(1010 / 700), abs=1e-3)
     assert found["colour/2"] == found["colour/3"] == pytest.approx(-1, abs=1e-3)
     assert found["spread/1"] == pytest.approx(math.log2(4.01 / 10.11))
+    both = features(replace(scored, terms=replace(terms, kl_bits=(30.0, 10.0))), tiny_model.config)
+    assert both["kl/8"] == pytest.approx(math.log2(0.101)) and both["kl/4"] == found["kl/4"]
+    assert both["share/8"] == pytest.approx(math.log2(30 / 1000), abs=0.02)
+    assert both["share/4"] == pytest.approx(math.log2(40 / 1000), abs=0.02)
     nothing = replace(scored, terms=replace(terms, bound_bits=-1.0))  # chance can make a bound of several samples so
     assert math.isfinite(features(nothing, tiny_model.config)["ratio"])
 

@@ -111,8 +111,8 @@ def latent_statistics(model: VDVAE, batches: list[Tensor]) -> tuple[list[Tensor]
 def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
     """Finds the active channels and the grid of every latent layer of a float model, and sets them.
 
-    Channels with next to no KL are inactive, and whole layers without which the ELBO is better. The grid is half the
-    smallest posterior sigma of an active channel.
+    Channels with next to no KL are inactive, and whole layers without which the ELBO of the first batch is better. The
+    grid is half the smallest posterior sigma of an active channel.
     """
     layers = model.latent_layers
     if not layers:
@@ -122,13 +122,13 @@ def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
     nats, log_sigmas = latent_statistics(model, batches)
     for layer, channels in zip(layers, nats):
         layer.active.copy_(channels > ACTIVE_NATS)
-    best = elbo_nats(model, batches)
+    best = elbo_nats(model, batches[:1])
     for layer, log_sigma in zip(layers, log_sigmas):
         active = layer.active.clone()
         smallest = log_sigma[active if active.any() else slice(None)].min()
         layer.set_grid(1 - math.floor(float(smallest) / math.log(2)))
         layer.active.fill_(False)
-        without = elbo_nats(model, batches) if active.any() else best
+        without = elbo_nats(model, batches[:1]) if active.any() else best
         if without > best:
             layer.active.copy_(active)
         best = min(best, without)

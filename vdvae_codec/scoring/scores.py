@@ -8,6 +8,7 @@ No likelihood alone tells what does not belong: models of photographs give smoot
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,10 +65,11 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
     """The vector that the default score looks at, by name.
 
     rate/S: log2 bits per dim of the pixel layers at stride S; excess/S: their bits less what pixels drawn from their
-    own distributions cost (a typicality test of each resolution, Nalisnick 2019b, arXiv 1906.02994); kl/N: log2 KL of
-    active latent layer N per dim; llr/K: LLR^{>k}; complexity: log2 of the general coder's bits per dim; ratio: log2 of
-    the model's bits by the general coder's; colour/2, colour/3: log2 of a later colour's bits by the first one's;
-    spread/S: log2 of the standard deviation of the mean bits of cells of SxS pixels, by the bits of a pixel.
+    own distributions cost (a typicality test of each resolution, Nalisnick 2019b, arXiv 1906.02994); kl/S: log2 KL per
+    dim of the latent layers at stride S; share/S, where latents have several strides: log2 KL of those at S and coarser
+    by the bits of the pixels; complexity: log2 of the general coder's bits per dim; ratio: log2 of the model's bits by
+    the general coder's; colour/2, colour/3: log2 of a later colour's bits by the first one's; spread/S, without such
+    latents: log2 of the standard deviation of the mean bits of cells of SxS pixels, by the bits of a pixel.
     """
     terms, dims = scored.terms, scored.dims
 
@@ -86,13 +88,16 @@ def features(scored: Scored, config: ModelConfig) -> dict[str, float]:
             share = dims * count / stride**2  # about the sub-pixels of these layers
             found[f"rate/{stride}"] = log_rate(bits, share)
             found[f"excess/{stride}"] = (bits - expected) / share
-    found |= {f"kl/{n}": log_rate(bits) for n, bits in enumerate(terms.kl_bits) if bits}
+    kl = {stride: bits for stride, (bits, _) in config.by_stride(terms.kl_bits, ()).items() if bits}
+    found |= {f"kl/{stride}": log_rate(bits) for stride, bits in kl.items()}
+    if len(kl) > 1:
+        for stride, bits in zip(kl, itertools.accumulate(kl.values())):
+            found[f"share/{stride}"] = log_rate(bits) - log_rate(sum(terms.pixel_bits))
     first, *later = (log_rate(bits) for bits in terms.colour_bits)
     found |= {f"colour/{n}": rate - first for n, rate in enumerate(later, 2)}
-    found |= {f"llr/{k}": value for k, value in enumerate(scored.llr_bpd, 1)}
     pixels = scored.width * scored.height
     mean = (sum(terms.kl_bits) + sum(terms.pixel_bits)) / pixels
-    for side, squares in zip(CELLS, terms.squares):
+    for side, squares in zip(CELLS, terms.squares) if len(kl) < 2 else ():
         spread = math.sqrt(max(squares / pixels - mean**2, 0))
         found[f"spread/{side}"] = math.log2(spread + SMALL_SPREAD) - math.log2(mean + SMALL_SPREAD)
     found["complexity"] = log_rate(scored.complexity_bits)
