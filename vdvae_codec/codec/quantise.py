@@ -26,9 +26,9 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model on the CPU: its exact twin, ready to run.
 
     Calibrated on image batches (B, 3, H, W) float32 in pixel levels, G, R, B. What a convolution takes in is rounded to
-    the grid that it declares (``Conv.takes``), or else to the finest that clips nothing seen;
-    each output channel's weights get the finest power-of-two grid that keeps its sums below 2^24.
-    ``choose_latents`` sets the latents of both models. Raises ExactnessError if a bound fails.
+    the grid that it declares (``Conv.takes``), or else to the finest that clips nothing seen; each output channel's
+    weights get the finest power-of-two grid that keeps its sums below 2^24. ``choose_latents`` sets the latents of both
+    models. Raises ExactnessError if a bound fails.
     """
     choose_latents(model, batches)
     inputs = observe(model, batches)
