@@ -28,6 +28,8 @@ from vdvae_codec.entropy.bits_back import Receiver, Sender
 from vdvae_codec.entropy.codec import Codec, nibbles_codec
 from vdvae_codec.exact.cdf import (
     LOG_SIGMA_RANGE,
+    STEPS,
+    WEIGHT_ONE,
     ByteMixture,
     inverse_scale,
     location_of,
@@ -58,6 +60,10 @@ class VAE(nn.Module):
         self.q2, self.q1 = mlp(SIDE**2, 2 * SIZES[0]), mlp(SIDE**2 + SIZES[0], 2 * SIZES[1])
         self.px = mlp(sum(SIZES), SIDE**2 * (1 if binary else 3 * MIXTURES))
 
+    def seen(self, x: Tensor) -> Tensor:
+        """What posteriors take in of pixel levels, or bits."""
+        return x.float() / (1 if self.binary else 255)
+
     def prior(self, z: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of the next latent, given those before it."""
         mean, log_sigma = self.p1(z[0]).chunk(2, 1) if z else torch.zeros(2, 1, 1)
@@ -80,7 +86,7 @@ class VAE(nn.Module):
         """KL and -log p(x | z) of images (B, 784), pixel levels or bits, in nats."""
         z: list[Tensor] = []
         kl = torch.zeros(())
-        seen = x if self.binary else x / 255
+        seen = self.seen(x)
         for _ in SIZES:
             (pm, ps), (qm, qs) = self.prior(z), self.posterior(seen, z)
             kl = kl + (ps - qs + 0.5 * ((2 * (qs - ps)).exp() + (qm - pm) ** 2 * (-2 * ps).exp() - 1)).sum()
@@ -104,10 +110,10 @@ GRID = 3  # latents are multiples of 2^-3, fine against most posteriors, and wit
 def latent_codec(gaussian: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Codec:
     """Of the indices k + 128 of latents z = k 2^-GRID of a shape (B, zdim), flattened."""
     mean, log_sigma = (t.expand(shape).reshape(1, -1).numpy() for t in gaussian)
-    location = location_of(on_grid(mean * 2**GRID, 16) + 128)
+    location = location_of(on_grid(mean * 2**GRID, STEPS) + 128)
     scale = inverse_scale(TABLES, log_sigma + GRID * math.log(2))
-    weight = np.full(scale.shape, 1, np.int32)
-    return nibbles_codec(ByteMixture(TABLES.gaussian.numpy(), location, scale, weight * 1024).nibbles())
+    weight = np.full(scale.shape, WEIGHT_ONE, np.int32)
+    return nibbles_codec(ByteMixture(TABLES.gaussian.numpy(), location, scale, weight).nibbles())
 
 
 def pixel_codec(out: Tensor, binary: bool) -> Codec:
@@ -131,7 +137,7 @@ def z_of(index: np.ndarray, count: int) -> Tensor:
 def push(model: VAE, stack: Stack, x: np.ndarray, direct: bool) -> None:
     """Puts images (B, 784) on the stack; latents are drawn with the bits that lie there, or where direct are means."""
     sender, z = Sender(stack, direct), list[Tensor]()
-    seen = torch.from_numpy(x).float() / (1 if model.binary else 255)
+    seen = model.seen(torch.from_numpy(x))
     for size in SIZES:
         q, shape = model.posterior(seen, z), (len(x), size)
         nearest = (q[0] * 2**GRID).round().clamp(-128, 127).int().flatten().numpy() + 128
@@ -155,7 +161,7 @@ def pop(model: VAE, stack: Stack, count: int, direct: bool) -> np.ndarray:
 
         z.append(z_of(receiver.latent(latent_codec(model.prior(z), shape), posterior), count))
     x = receiver.observed(pixel_codec(model.likelihood(z), model.binary)).reshape(count, -1)
-    found.append(torch.from_numpy(x).float() / (1 if model.binary else 255))
+    found.append(model.seen(torch.from_numpy(x)))
     receiver.finish()
     return x
 

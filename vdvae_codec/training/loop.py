@@ -88,7 +88,7 @@ class Training:
         self.log = Log(run, self.trainer.step) if processes.first else None
         self.seconds_before, self.saved = self.trainer.seconds, self.trainer.step
         self.begun = self.saved_at = time.monotonic()
-        if config.channels == 1 and coloured(images):
+        if processes.first and config.channels == 1 and coloured(images):
             self.say("the model has one channel: of colour images it learns green alone")
 
     def go(self, stopped: list[int]) -> None:
