@@ -27,8 +27,9 @@ def test_refused_groups_are_halved() -> None:
         tried.append((start, size))
         return size <= 3
 
-    assert code_groups(12, lambda start: (12 - start, 16), attempt) == [1, 2, 2, 2, 2, 3]
-    assert tried[:5] == [(0, 1), (1, 2), (3, 4), (3, 2), (5, 4)]
+    assert code_groups(20, lambda start: (20 - start, 16), attempt) == [1, *[2] * 9, 1]
+    refused = [(start, size) for start, size in tried if size > 3]
+    assert refused == [(3, 4), (13, 4)]  # patience: not at each group
 
 
 @pytest.mark.parametrize("needed", [2, 3, 4, 5, 50])
@@ -63,5 +64,5 @@ def test_groups_hold_tiles_of_one_shape() -> None:
         coded.append((start, size, direct))
         return True
 
-    assert code_groups(9, room, attempt) == [1, 1, 2, 4, 1]
-    assert coded == [(0, 1, True), (1, 1, True), (2, 2, True), (4, 4, False), (8, 1, False)]
+    assert code_groups(9, room, attempt) == [1, 1, 2, 2, 2, 1]
+    assert coded == [(0, 1, True), (1, 1, True), (2, 2, True), (4, 2, False), (6, 2, False), (8, 1, False)]

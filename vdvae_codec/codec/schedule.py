@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 MIN_BITS = 64  # bits that must be left on the stack when a group has borrowed
+PATIENCE = 4  # groups after a refusal before one is larger
 
 
 def code_groups(
@@ -19,16 +20,18 @@ def code_groups(
     with twice as many tiles coded directly.
     """
     sizes: list[int] = []
-    start, size, first = 0, 1, 1
+    start, size, first, wait = 0, 1, 1, 0
     while start < total:
         same, largest = room(start)
         direct = start < first
         size = min(first - start if direct else size, largest, same)
         if attempt(start, size, direct):
             sizes.append(size)
-            start, size = start + size, 2 * size
+            start += size
+            size, wait = (size, wait - 1) if wait else (2 * size, 0)
         elif size > 1:
             size //= 2
+            wait = PATIENCE
         else:
             first *= 2
             sizes, start, size = [], 0, first

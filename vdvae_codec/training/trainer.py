@@ -103,7 +103,7 @@ class Trainer:
         self.autocast = bf16_is_fast(device)
         self.objective: nn.Module = Objective(self.model)
         if processes.world > 1:
-            self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
+            self.objective = DistributedDataParallel(self.objective)
         if device.type == "cuda":
             self.objective.compile()
         self._latents = len(self.model.latent_layers)
