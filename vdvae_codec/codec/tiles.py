@@ -24,6 +24,7 @@ from vdvae_codec.model.config import ModelConfig
 GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
 WAVE_PIXELS = 9 * 2**18  # of those of causal models, whose steps are the better the more tiles there are
 SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into pairs of groups, for two processes
+FEW_TILES = 16  # at most, of other models, that are tried on stacks of their own
 MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
@@ -101,15 +102,21 @@ def encode(
     shapes = [shape_of(image) for image in images]
     check_size(shapes, released.config)
     runs = runs_of(shapes, released.config)
-    if released.config.causal:
-        return encode_apart(images, masks, runs, released, helpers if released.device.type == "cpu" else ALONE)
-    return encode_chained(images, masks, runs, released)
+    total = sum(len(run.places) for run in runs)
+    found: list[Words] = []
+    if released.config.causal or total <= FEW_TILES:
+        alone = helpers if released.device.type == "cpu" else ALONE
+        found.append(encode_apart(images, masks, runs, released, alone))
+    if not released.config.causal and total > 1:
+        found.append(encode_chained(images, masks, runs, released))
+    return min(found, key=lambda words: len(words.payload))
 
 
 def encode_apart(
     images: Sequence[np.ndarray], masks: Sequence[Mask], runs: Sequence[Run], released: Released, helpers: Helpers
 ) -> Words:
-    """Each group on a stack of its own: what latents there are cost little, and groups can be decoded at once."""
+    """Each group on a stack of its own: for latents that cost little, as groups can be decoded at once, and for few
+    tiles, of which the first would pay more than the others borrow."""
     parts = [(run, places) for run in runs for places in groups_of(run, released.config)]
     tasks = [Task.of(released, *cut_group(images, places, run, masks)) for run, places in parts]
     stacks, initial_bits, image_bits = [], 0.0, np.zeros(len(images))
@@ -148,7 +155,7 @@ def push_apart(task: Task) -> tuple[bytes, Pushed]:
     (released, group), stack = task.load(), Stack()
     assert task.x is not None
     x = torch.from_numpy(task.x).to(released.device).float()
-    pushed = push_group(released.model, released.tables, group, x, stack, direct=True)
+    pushed = push_group(released.model, released.tables, group, x, stack, apart=True)
     assert pushed is not None  # it borrows nothing
     return stack.words().astype("<u4").tobytes(), pushed
 
@@ -157,7 +164,7 @@ def push_apart(task: Task) -> tuple[bytes, Pushed]:
 def pop_apart(task: Task) -> np.ndarray:
     """A group's tiles (B, 3, h, w) uint8; raises FormatError if the words are none of theirs."""
     (released, group), stack = task.load(), Stack(np.frombuffer(task.words, "<u4"))
-    x = pop_group(released.model, released.tables, group, stack, direct=True)
+    x = pop_group(released.model, released.tables, group, stack, apart=True)
     if not stack.empty:
         raise FormatError("payload: bits are left over after the last pixel")
     tiles: np.ndarray = x.to(torch.uint8).cpu().numpy()
@@ -244,12 +251,12 @@ def count_tiles(shapes: Sequence[Shape], config: ModelConfig) -> int:
 
 
 def decode(
-    shapes: Sequence[Shape], masks: Sequence[Mask], groups: Sequence[int], direct: int, stacks: Sequence[bytes],
+    shapes: Sequence[Shape], masks: Sequence[Mask], groups: Sequence[int], direct: int | None, stacks: Sequence[bytes],
     released: Released, helpers: Helpers = ALONE,
 ) -> list[np.ndarray]:
-    """The images (H, W, 1 or 3) uint8 of the words of some stacks; raises FormatError if the model cannot have written
-    them."""
-    if check_size(shapes, released.config) != sum(groups) or len(stacks) not in (1, len(groups)):
+    """The images (H, W, 1 or 3) uint8 of the words of some stacks: one for each group where ``direct`` is None, else
+    one for all. Raises FormatError if the model cannot have written them."""
+    if check_size(shapes, released.config) != sum(groups) or len(stacks) != (len(groups) if direct is None else 1):
         raise FormatError("table: the groups do not fit the images")
     runs = runs_of(shapes, released.config)
     try:
@@ -257,10 +264,10 @@ def decode(
     except (ValueError, MemoryError) as error:
         raise FormatError("table: impossible sizes of images") from error
     parts = list(placed(runs, groups))
-    if released.config.causal:
+    if direct is None:
         found = decode_apart(parts, masks, stacks, released, helpers if released.device.type == "cpu" else ALONE)
-    elif len(stacks) > 1:
-        raise FormatError("table: this model's groups are on one stack")
+    elif released.config.causal:
+        raise FormatError("table: each of this model's groups has a stack")
     else:
         found = decode_chained(parts, masks, direct, stacks[0], released)
     for places, tiles in found:
@@ -291,8 +298,6 @@ def decode_apart(
     helpers: Helpers,
 ) -> Iterator[tuple[list[Place], np.ndarray]]:
     tasks = [Task.of(released, None, mask_of(places, run, masks), own) for (run, places), own in zip(parts, stacks)]
-    if len(tasks) < len(parts):
-        raise FormatError("table: each of this model's groups has a stack")
     with tqdm(total=len(parts), desc="decoding", unit="group", disable=None, leave=False) as bar:
         for (_, places), tiles in zip(parts, helpers.map(pop_apart, tasks)):
             yield places, tiles

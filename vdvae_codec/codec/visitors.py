@@ -30,46 +30,57 @@ from vdvae_codec.model.layers.causal import CausalLayer
 from vdvae_codec.model.layers.latent import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE
 
+COARSER = 3  # latents from which nobody borrows lie on grids whose steps are 2^3 times as large: about 4 sigma
+
 
 class Coding(Visitor):
     """What sender and receiver have in common: distributions to codecs, arrays to tensors."""
 
-    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor):
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, apart: bool = False):
         self.model, self.tables, self.group, self.x = model, tables, group, x
+        self.coarser = COARSER if apart else 0
 
     @cached_property
     def acts(self) -> Acts:
         """The encoder's activations of x, computed once, when it is known, and only if a latent needs them."""
         return self.model.encode(self.x)
 
+    def exponent(self, layer: LatentLayer) -> int:
+        """Active latents are z = k 2^-exponent."""
+        return int(layer.grid_exponent) - self.coarser
+
     def integers(self, layer: LatentLayer, p: Gaussian) -> ByteNibbles:
-        """Distributions of the indices k + 128 of a layer's active latents, z = k 2^-grid_exponent."""
-        return p.integers(self.tables, int(layer.grid_exponent), layer.active.nonzero()[:, 0])
+        """Distributions of the indices k + 128 of a layer's active latents."""
+        return p.integers(self.tables, self.exponent(layer), layer.active.nonzero()[:, 0])
 
     def z(self, layer: LatentLayer, p: Gaussian, index: np.ndarray) -> Tensor:
         """Latents (B, zdim, h, w): ``index`` holds the k + 128 of active channels, the others are at p's mean."""
-        z = latent_index(p.mean, layer) - MIDDLE
+        finest = int(layer.grid_exponent)
+        z = nearest(p.mean, finest) * 2.0**-finest
         b, _, h, w = z.shape
         active = torch.from_numpy(index).to(z.device, torch.float32).view(-1, b, h, w) - MIDDLE
-        z[:, layer.active] = active.transpose(0, 1)
-        return z * 2.0 ** -int(layer.grid_exponent)
+        z[:, layer.active] = active.transpose(0, 1) * 2.0 ** -self.exponent(layer)
+        return z
 
     def coded(self, layer: PixelLayer, p: Mixture) -> Coded:
         """A layer's coded pixels."""
         first, later = (self.group.positions(layer) * 2)[:2]
         return Coded(p.integers(self.tables, first), among(first, later), self.group.channels)
 
-def latent_index(mean: Tensor, layer: LatentLayer) -> Tensor:
-    """The nearest grid index k + 128 of a mean, as float32."""
-    return (mean * 2.0 ** int(layer.grid_exponent)).round().clamp(-MIDDLE, MIDDLE - 1) + MIDDLE
+
+def nearest(mean: Tensor, exponent: int) -> Tensor:
+    """The k of the grid point k 2^-exponent that is nearest to a mean, as float32."""
+    return (mean * 2.0**exponent).round().clamp(-MIDDLE, MIDDLE - 1)
 
 
 class Push(Coding):
     """Visitor that codes a group whose image x is known."""
 
-    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
-        super().__init__(model, tables, group, x)
-        self.sender = Sender(stack, direct)
+    def __init__(
+        self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool, apart: bool
+    ):
+        super().__init__(model, tables, group, x, apart)
+        self.sender = Sender(stack, direct or apart)
         self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
         self.layers: list[PixelLayer | None] = []  # of what the sender pushes; None for latents
 
@@ -80,7 +91,8 @@ class Push(Coding):
         q_integers = self.integers(layer, q)
 
         def point() -> np.ndarray:
-            index = latent_index(q.mean, layer)[:, layer.active].transpose(0, 1).flatten().int().cpu().numpy()
+            k = nearest(q.mean, self.exponent(layer))[:, layer.active]
+            index: np.ndarray = (k + MIDDLE).transpose(0, 1).flatten().int().cpu().numpy()
             self.initial_bits += float(q_integers.bits(index).sum())
             return index
 
@@ -125,9 +137,11 @@ def by_tile(bits: np.ndarray, positions: Tensor | None, count: int, area: int) -
 class Pop(Coding):
     """Visitor that decodes a group and fills in x."""
 
-    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
-        super().__init__(model, tables, group, x)
-        self.receiver = Receiver(stack, direct)
+    def __init__(
+        self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool, apart: bool
+    ):
+        super().__init__(model, tables, group, x, apart)
+        self.receiver = Receiver(stack, direct or apart)
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         if not layer.active.any():
@@ -159,14 +173,17 @@ class Pushed:
     tile_bits: np.ndarray  # (B,)
 
 
-def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool) -> Pushed | None:
+def push_group(
+    model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool = False, apart: bool = False
+) -> Pushed | None:
     """Codes x (B, 3, H, W) onto the stack, less what is not coded, which is filled in.
 
+    ``direct``: it borrows nothing; ``apart``: nor does any group borrow from it, and its latents are rounded more.
     Returns None, the stack unchanged, if the bits that the group would borrow are not there.
     """
     before = stack.bits
     fill(model, group, x)
-    visit = Push(model, tables, group, x, stack, direct)
+    visit = Push(model, tables, group, x, stack, direct, apart)
     model.walk(x, visit)
     if visit.sender.borrows and stack.bits < MIN_BITS:
         visit.sender.give_back()
@@ -175,11 +192,13 @@ def push_group(model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Sta
     return Pushed(visit.initial_bits, visit.tile_bits(bits, stack.bits - before))
 
 
-def pop_group(model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool) -> Tensor:
+def pop_group(
+    model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool = False, apart: bool = False
+) -> Tensor:
     """Decodes a group: x (B, 3, H, W) in pixel levels; leaves the stack as it was before ``push_group``."""
     b, _, height, width = group.coded_mask.shape
     x = torch.full((b, 3, height, width), float(FILL), device=group.coded_mask.device)
-    visit = Pop(model, tables, group, x, stack, direct)
+    visit = Pop(model, tables, group, x, stack, direct, apart)
     model.walk(x, visit)
     visit.receiver.finish()
     return x
