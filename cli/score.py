@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @model_option()
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K",
               help="Samples of the importance weighted bound.")
+@click.option("--llr", is_flag=True, help="Also LLR^{>k}, in -o and --json: one more walk for each latent layer.")
 @click.option("--fpr", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True,
               help="Share of the images that belong that are flagged nevertheless.")
 @click.option("--fail-on-ood", is_flag=True, help="Exit with 1 if an image is flagged.")
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @force_option()
 @json_option("A line of JSON per image instead of the table.")
 def score(
-    inputs: tuple[Path, ...], model: str, samples: int, fpr: float, fail_on_ood: bool, output: Path | None,
+    inputs: tuple[Path, ...], model: str, samples: int, llr: bool, fpr: float, fail_on_ood: bool, output: Path | None,
     resume: bool, report: Path | None, heatmap: Path | None, device: str, force: bool, as_json: bool,
 ) -> None:
     """Tell how many bits images need and how surprising they are; flag those that do not belong.
@@ -65,13 +66,13 @@ def score(
         released = load_released(model, device)
         calibration = find_calibration(released, samples)
         images = list(named(inputs))
-        head = {"digest": released.digest.hex(), "samples": samples}
+        head = {"digest": released.digest.hex(), "samples": samples, "llr": llr}
         with contextlib.ExitStack() as stack:
             done, write = stack.enter_context(rows_file(output, head, resume)) if output else ([], None)
             known = {old["name"]: old for old in done}
             rows = list(known.values())
             left = ((name, image) for name, image in images if name not in known)
-            for scored in score_images(released.model, left, samples, fail):
+            for scored in score_images(released.model, left, samples, fail, llr):
                 rows.append(row(scored, released.config, calibration))
                 if write is not None:
                     write(rows[-1])

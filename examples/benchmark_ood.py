@@ -8,12 +8,17 @@
     python examples/benchmark_ood.py pairs --cifar cifar10.npz --mnist mnist.npz --fashion fashion_mnist.npz \\
         --photos photos/val_full --more photos/train --textures textures/ --screenshots screenshots/
     python examples/benchmark_ood.py folder sets photos/train --textures textures/ --screenshots screenshots/
+    python examples/benchmark_ood.py binarise binary.npy --fashion fashion_mnist.npz
+    vdvae-codec train --model examples/binarised.toml --data binary.npy --out binarised
+    python examples/benchmark_ood.py binarised binarised --mnist mnist.npz --fashion fashion_mnist.npz
 
 ``prepare`` writes training images and held-out ones to calibrate on; training and calibration are the commands that
 users have. Too few photographs are held out, so crops of half of the photographs in the training set are among them;
 the other half are the photographs of ``pairs`` and ``folder``. The graphics among CID22's images are left out.
 ``pairs`` scores test images (that belong) and others. ``folder`` hides 20 screenshots, 20 textures and 20 spoilt
 photographs among 1,000 photographs, runs ``vdvae-codec score`` on the folder, and counts what it flags.
+``binarise`` and ``binarised`` are the setting of Havtorn 2021 (arXiv 2102.08248) for LLR^{>k}: a model of images whose
+pixels are white with the probability of their level.
 Screenshots: PNG files, such as those of Debian's gimp-help-en; textures: image files and GIMP's patterns, such as
 Debian's gimp-data and scikit-image's. Needs ``pip install vdvae-codec[bench]``.
 """
@@ -41,6 +46,7 @@ from vdvae_codec.images.files import image_files, read_rgb
 from vdvae_codec.scoring.calibration import Calibration
 from vdvae_codec.scoring.score import find_calibration, score_arrays
 from vdvae_codec.scoring.scores import Scored, row
+from vdvae_codec.training.checkpoint import latest_checkpoint, load_float
 from vdvae_codec.training.data import split_by_image
 from vdvae_codec.training.sources import open_images
 
@@ -153,7 +159,7 @@ def score(released: Released, images: Images, what: str) -> list[Scored]:
     found: list[Scored] = []
     for start in tqdm(range(0, len(images), 100), desc=f"{released.name}: {what}", disable=None, leave=False):
         part = images[start : start + 100]
-        found += score_arrays(released.model, [what] * len(part), part)
+        found += score_arrays(released.model, [what] * len(part), part, llr=True)
     return found
 
 
@@ -273,16 +279,17 @@ def pairs(
             others["photographs, 32x32"] = [shrunk(image, 32) for image in crops(sources, 512, limit)]
         if textures is not None:
             others["textures, 32x32"] = crops([t for t in pictures(textures) if min(t.shape[:2]) >= 32], 32, limit)
-        if mnist is not None:
-            others["digits in RGB"] = [
-                np.pad(d, ((2, 2), (2, 2), (0, 0))).repeat(3, 2) for d in some(array(mnist, "x_test"), limit)
-            ]
+        for name, npz in (("digits in RGB", mnist), ("clothes in RGB", fashion)):
+            if npz is not None:
+                grey = some(array(npz, "x_test"), limit)
+                others[name] = [np.pad(image, ((2, 2), (2, 2), (0, 0))).repeat(3, 2) for image in grey]
         others |= {
             "noise": noise(images), "constant": constant(images), "blurred (sigma 1)": blurred(images, 1),
             "green and blue exchanged": exchanged(images),
             "mirrored top to bottom": [image[::-1].copy() for image in images],
         }
-        table(*shipped("cifar10-causal"), ("CIFAR-10 test", images), others)
+        for model in ("cifar10-causal", "cifar10-vdvae"):
+            table(*shipped(model), ("CIFAR-10 test", images), others)
     if more is not None:
         images = crops([read_rgb(path) for path in halves(more)[1]], SIDE, limit // 2)
         others = {}
@@ -338,6 +345,43 @@ def folder(sets: Path, photos: Path, textures: Path, screenshots: Path, fpr: flo
     print(markdown(("images", "number", "flagged"), counts))
     wanted = sum(map(len, hidden.values()))
     print(f"\nprecision {found / max(1, total):.3f}, recall {found / wanted:.3f} at --fpr {fpr}")
+
+
+def draw_binary(images: np.ndarray, seed: int) -> np.ndarray:
+    """Images (N, 28, 28, 1), each pixel 255 with the probability of its level and else 0, in frames (N, 32, 32, 1)."""
+    white = np.random.default_rng(seed).random(images.shape) < images / 255
+    return np.pad(white * np.uint8(255), ((0, 0), (2, 2), (2, 2), (0, 0)))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@file_option("fashion", "fashion_mnist.npz")
+def binarise(out: Path, fashion: Path) -> None:
+    """FashionMNIST's training images, each drawn twice."""
+    training = array(fashion, "x_train")[:-HELD]
+    np.save(out, np.concatenate([draw_binary(training, seed) for seed in range(2)]))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True))
+@click.option("--limit", default=1000, show_default=True, help="Images of each set.")
+@file_option("mnist", "mnist.npz")
+@file_option("fashion", "fashion_mnist.npz")
+def binarised(run: Path, limit: int, mnist: Path, fashion: Path) -> None:
+    """LLR^{>k} of a training on what ``binarise`` writes: clothes against digits, test images."""
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        raise click.ClickException(f"{run}: holds no checkpoint")
+    model = load_float(checkpoint)[0].eval()
+    clothes, digits = (
+        score_arrays(model, [""] * limit, list(draw_binary(np.stack(some(array(npz, "x_test"), limit)), 0)), llr=True)
+        for npz in (fashion, mnist)
+    )
+    rows = []
+    for k in range(len(clothes[0].llr_bpd)):
+        found = rates(*(np.array([s.llr_bpd[k] for s in scored]) for scored in (clothes, digits)))
+        rows.append((f"LLR>{k + 1}", *(f"{value:.3f}" for value in found)))
+    print(markdown(("", "AUROC", "AUPRC", "FPR80"), rows))
 
 
 if __name__ == "__main__":

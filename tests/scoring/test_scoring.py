@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +37,7 @@ def images(photo: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def terms(tiny_model: Released, images: list[np.ndarray]) -> list[Terms]:
-    return image_terms(tiny_model.model, images)[0]
+    return image_terms(tiny_model.model, images, llr=True)[0]
 
 
 def test_terms_are_the_bits_of_the_codec(tiny_model: Released, photo: np.ndarray) -> None:
@@ -52,7 +53,7 @@ def test_terms_are_the_bits_of_the_codec(tiny_model: Released, photo: np.ndarray
 
 def test_neither_batch_nor_order_matters(tiny_model: Released, images: list[np.ndarray], terms: list[Terms]) -> None:
     for chosen in ([2], [3, 1], [1, 0, 3, 2]):
-        for n, again in zip(chosen, image_terms(tiny_model.model, [images[n] for n in chosen])[0]):
+        for n, again in zip(chosen, image_terms(tiny_model.model, [images[n] for n in chosen], llr=True)[0]):
             for name, value in vars(terms[n]).items():
                 assert getattr(again, name) == pytest.approx(value, abs=1e-3 * images[n].size), name
 
@@ -63,8 +64,10 @@ def test_terms_of_grey_images_leave_the_copies_out(tiny_model: Released, photo: 
     assert all(a < b for a, b in zip(one.pixel_bits, three.pixel_bits)) and one.kl_bits == three.kl_bits
 
 
-def test_latents_from_their_priors(terms: list[Terms]) -> None:
-    """All from the prior: nothing of the posterior is left, so no KL; each further one drops its own."""
+def test_latents_from_their_priors(tiny_model: Released, images: list[np.ndarray], terms: list[Terms]) -> None:
+    """All from the prior: nothing of the posterior is left, so no KL; each further one drops its own. Only if asked for."""
+    without = image_terms(tiny_model.model, images)[0]
+    assert without == [dataclasses.replace(term, prior_bits=()) for term in terms]
     found = terms[0]
     assert len(found.prior_bits) == len(found.kl_bits) == 2 and min(found.kl_bits) > 0
     scored = Scored("", 160, 120, 3, found, 1.0)
@@ -114,10 +117,10 @@ def test_squares_are_those_of_the_pixels_bits(tiny_float: VDVAE, images: list[np
 def test_inactive_latents_cost_nothing(tiny_float: VDVAE, images: list[np.ndarray]) -> None:
     model = copy.deepcopy(tiny_float)
     model.latent_layers[0].active.fill_(False)
-    (found,), _ = image_terms(model, images[3:])
+    (found,), _ = image_terms(model, images[3:], llr=True)
     assert found.kl_bits[0] == 0 < found.kl_bits[1] and len(found.prior_bits) == 1
     model.latent_layers[1].active.fill_(False)
-    (found,), _ = image_terms(model, images[3:], samples=2)
+    (found,), _ = image_terms(model, images[3:], samples=2, llr=True)
     assert found.kl_bits == (0, 0) and found.prior_bits == ()
     assert found.bound_bits == pytest.approx(sum(found.pixel_bits))
 

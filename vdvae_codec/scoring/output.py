@@ -66,7 +66,7 @@ def _resumed(partial: Path, head: Mapping[str, Any]) -> list[Row]:
     except ValueError as error:
         raise VdvaeCodecError(f"{partial}: not what an interrupted run leaves; remove it to begin anew") from error
     if found != head:
-        raise VdvaeCodecError(f"{partial}: was made with another model or number of samples")
+        raise VdvaeCodecError(f"{partial}: was made with another model, number of samples or --llr")
     partial.write_text("".join(lines))
     return rows
 

@@ -23,12 +23,14 @@ Images = Source | Iterable[Source | tuple[str, Source]]
 
 
 def score(
-    images: Images, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", samples: int = 1
+    images: Images, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", samples: int = 1,
+    llr: bool = False,
 ) -> list[Row]:
     """Scores images: what each costs under a model, and how surprising that is.
 
     images: a folder, a file, or an iterable of folders, files, bytes of files and arrays (H, W[, 1 or 3]) uint8, each
-    alone or as (name, image); samples: K of the importance weighted bound (Burda 2016, arXiv 1509.00519, eq. 8).
+    alone or as (name, image); samples: K of the importance weighted bound (Burda 2016, arXiv 1509.00519, eq. 8);
+    llr: also LLR^{>k}, for which each image is walked once more for every latent layer.
     Returns a row (``scores.row``) for each image in their order; it has ood and p where the model has a calibration.
     Files are named by their paths, what has no name by its number. Raises ImageError for the first image that cannot be
     read, and ModelError.
@@ -37,7 +39,7 @@ def score(
         raise ValueError(f"samples: expected at least 1, got {samples}")
     released = load_released(model, device)
     calibration = find_calibration(released, samples)
-    found = score_images(released.model, named(images), samples)
+    found = score_images(released.model, named(images), samples, llr=llr)
     return [row(scored, released.config, calibration) for scored in found]
 
 
@@ -79,7 +81,8 @@ def read_pixels(source: Source, name: str) -> np.ndarray:
 
 
 def score_images(
-    model: VDVAE, images: Iterable[tuple[str, Source]], samples: int = 1, failed: Callable[[str], None] | None = None
+    model: VDVAE, images: Iterable[tuple[str, Source]], samples: int = 1, failed: Callable[[str], None] | None = None,
+    llr: bool = False,
 ) -> Iterator[Scored]:
     """Scores named images in their order, as they come; ``failed`` takes a line for each one that cannot be read.
 
@@ -92,9 +95,9 @@ def score_images(
         names.append(name)
         pixels.append(image)
         if sum(p.size for p in pixels) >= most:
-            yield from score_arrays(model, names, pixels, samples)
+            yield from score_arrays(model, names, pixels, samples, llr)
             names, pixels = [], []
-    yield from score_arrays(model, names, pixels, samples)
+    yield from score_arrays(model, names, pixels, samples, llr)
 
 
 def readable(
@@ -113,10 +116,10 @@ def readable(
 
 
 def score_arrays(
-    model: VDVAE, names: Sequence[str], images: Sequence[np.ndarray], samples: int = 1
+    model: VDVAE, names: Sequence[str], images: Sequence[np.ndarray], samples: int = 1, llr: bool = False
 ) -> list[Scored]:
     """Scores images (H, W, 1 or 3) uint8, all of them at a time."""
-    terms, _ = image_terms(model, images, samples)
+    terms, _ = image_terms(model, images, samples, llr)
     return [
         Scored(name, image.shape[1], image.shape[0], image.shape[2], term, 8.0 * quick_size(image))
         for name, image, term in zip(names, images, terms)

@@ -36,7 +36,7 @@ class Terms:
     pixel_bits: tuple[float, ...]  # of each pixel layer
     colour_bits: tuple[float, ...]  # of each colour given those before it, over all pixel layers: one or three
     expected_bits: tuple[float, ...]  # of each pixel layer for pixels drawn from its own distribution
-    prior_bits: tuple[float, ...]  # of the bound L^{>k}, k = 1, 2, ... active latent layers drawn from their priors
+    prior_bits: tuple[float, ...]  # of L^{>k}, k = 1, 2, ... active latent layers from their priors; if asked for
     squares: tuple[float, ...]  # for each of CELLS the sum, over pixels, of the squared mean bits of the cell, bits^2
     bound_bits: float  # negative ELBO, or the importance weighted bound of several samples
 
@@ -117,11 +117,12 @@ class Itemise(Visitor):
 
 @plain()
 def tile_terms(
-    model: VDVAE, x: np.ndarray, coded_mask: np.ndarray, channels: int, samples: int
+    model: VDVAE, x: np.ndarray, coded_mask: np.ndarray, channels: int, samples: int, llr: bool
 ) -> tuple[list[Terms], np.ndarray]:
     """Terms of tiles x (B, 3, h, w) uint8, G, R, B, and the bits (B, h, w) float32 of each of their pixels.
 
-    coded_mask: (B, h, w) bool; channels: 3, or 1 of grey images; samples: K of the importance weighted bound.
+    coded_mask: (B, h, w) bool; channels: 3, or 1 of grey images; samples: K of the importance weighted bound; llr:
+    whether ``prior_bits`` are wanted.
     """
     device = model.bias.device
     image = torch.from_numpy(x).to(device).float().contiguous(memory_format=torch.channels_last)
@@ -137,8 +138,8 @@ def tile_terms(
     walks = [walk(sample) for sample in range(samples)]
     names = ("kl_bits", "pixel_bits", "colour_bits", "expected_bits")
     parts = {name: np.mean([_array(getattr(w, name), len(x)) for w in walks], 0) for name in names}  # (layers, B)
-    prior = [walk(0, below).layer_bits for below in range(1, active + 1)]
-    parts["prior_bits"] = np.array([_array(bits, len(x)).sum(0) for bits in prior]).reshape(active, len(x))
+    prior = [walk(0, below).layer_bits for below in range(1, active + 1 if llr else 1)]
+    parts["prior_bits"] = np.array([_array(bits, len(x)).sum(0) for bits in prior]).reshape(-1, len(x))
     heat: np.ndarray = torch.stack([w.heat for w in walks]).mean(0).cpu().numpy()
     own = heat * coded_mask
     parts["squares"] = np.array([squares(own, side) for side in CELLS])
@@ -172,7 +173,7 @@ def weighted_bound(walks: Sequence[Itemise]) -> np.ndarray:
 
 
 def image_terms(
-    model: VDVAE, images: Sequence[np.ndarray], samples: int = 1
+    model: VDVAE, images: Sequence[np.ndarray], samples: int = 1, llr: bool = False
 ) -> tuple[list[Terms], list[np.ndarray]]:
     """Terms of images (H, W, 1 or 3) uint8, and the bits (H, W) float32 of each of their pixels.
 
@@ -191,7 +192,7 @@ def image_terms(
         size = max(1, BATCH_PIXELS[device.type] // (tile[0] * tile[1]))
         for some in (places[start : start + size] for start in range(0, len(places), size)):
             x, coded_mask = cut_tiles(images, some, tile)
-            terms, bits = tile_terms(model, x, coded_mask, channels, samples)
+            terms, bits = tile_terms(model, x, coded_mask, channels, samples, llr)
             for (n, (y0, x0, y1, x1)), term, part in zip(some, terms, bits):
                 parts[n].append(term)
                 heat[n][y0:y1, x0:x1] = part[: y1 - y0, : x1 - x0]
