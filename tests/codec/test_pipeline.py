@@ -50,8 +50,12 @@ def test_images_of_all_sizes(tiny_model: Released, photo: np.ndarray, size: tupl
     encoded = there_and_back([picture_of(pixels)], tiny_model)
     (entry,) = encoded.segment.entries
     assert (entry.shape, entry.metadata) == (pixels.shape, {})
-    assert encoded.segment.groups[0] == 1 and sum(encoded.segment.groups) == -(-size[0] // 32) * -(-size[1] // 32)
-    assert encoded.segment.direct == 1
+    segment = encoded.segment
+    assert sum(segment.groups) == -(-size[0] // 32) * -(-size[1] // 32)
+    if segment.stacks:
+        assert segment.direct == len(segment.stacks) == len(segment.groups)
+    else:
+        assert segment.direct == segment.groups[0] == 1
 
 
 def test_images_of_many_shapes_share_a_segment(tiny_model: Released, photo: np.ndarray) -> None:
@@ -210,7 +214,10 @@ def refused(segment: Segment, released: Released, kind: type[VdvaeCodecError], m
 
 @pytest.fixture(scope="module")
 def segment(tiny_model: Released, photo: np.ndarray) -> Segment:
-    return pipeline.encode([picture_of(photo[:40, :70])], tiny_model, fallback=False).segment
+    """Six tiles in growing groups on one stack."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "FEW_TILES", 0)
+        return pipeline.encode([picture_of(photo[:40, :70])], tiny_model, fallback=False).segment
 
 
 def test_other_words(segment: Segment, tiny_model: Released) -> None:
@@ -224,6 +231,18 @@ def test_other_words(segment: Segment, tiny_model: Released) -> None:
         payload = other.astype("<u4").tobytes()
         spoilt = dataclasses.replace(segment, payload=payload, word_bytes=len(payload))
         refused(spoilt, tiny_model, FormatError, "left over|checksum|cannot be zero")
+
+
+def test_other_words_of_a_group_apart(tiny_model: Released, photo: np.ndarray) -> None:
+    segment = pipeline.encode([picture_of(photo[:40, :70])], tiny_model, fallback=False).segment
+    words = np.frombuffer(segment.payload, "<u4")
+    assert segment.stacks == (segment.word_bytes,) and segment.groups == (6,)
+    others = [np.random.default_rng(0).integers(1, 1 << 32, len(words), np.uint32), words[::-1]]
+    others += [words ^ (np.arange(len(words)) == n) for n in (0, len(words) // 2, len(words) - 1)]
+    for other in others:
+        spoilt = dataclasses.replace(segment, payload=other.astype("<u4").tobytes())
+        refused(spoilt, tiny_model, FormatError, "left over|checksum|cannot be zero")
+    refused(dataclasses.replace(segment, stacks=()), tiny_model, FormatError, "left over|checksum")
 
 
 @pytest.mark.parametrize(
