@@ -28,6 +28,7 @@ def test_refused_groups_are_halved() -> None:
         return size <= 3
 
     assert code_groups(20, lambda start: (20 - start, 16), attempt) == [1, *[2] * 9, 1]
+    assert tried[:5] == [(0, 1), (1, 2), (3, 4), (3, 2), (5, 2)]
     refused = [(start, size) for start, size in tried if size > 3]
     assert refused == [(3, 4), (13, 4)]  # patience: not at each group
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -67,7 +66,7 @@ def test_terms_of_grey_images_leave_the_copies_out(tiny_model: Released, photo: 
 def test_latents_from_their_priors(tiny_model: Released, images: list[np.ndarray], terms: list[Terms]) -> None:
     """All from the prior: nothing of the posterior is left, so no KL; each further one drops its own. If asked for."""
     without = image_terms(tiny_model.model, images)[0]
-    assert without == [dataclasses.replace(term, prior_bits=()) for term in terms]
+    assert without == [replace(term, prior_bits=()) for term in terms]
     found = terms[0]
     assert len(found.prior_bits) == len(found.kl_bits) == 2 and min(found.kl_bits) > 0
     scored = Scored("", 160, 120, 3, found, 1.0)
