@@ -31,9 +31,9 @@ from vdvae_codec.exact.cdf import (
     STEPS,
     WEIGHT_ONE,
     ByteMixture,
-    inverse_scale,
     location_of,
     make_tables,
+    nearest_scale,
     on_grid,
     weight_of,
 )
@@ -111,7 +111,7 @@ def latent_codec(gaussian: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Cod
     """Of the indices k + 128 of latents z = k 2^-GRID of a shape (B, zdim), flattened."""
     mean, log_sigma = (t.expand(shape).reshape(1, -1).numpy() for t in gaussian)
     location = location_of(on_grid(mean * 2**GRID, STEPS) + 128)
-    scale = inverse_scale(TABLES, log_sigma + GRID * math.log(2))
+    scale = nearest_scale(TABLES.gaussian_scale, log_sigma + GRID * math.log(2))
     weight = np.full(scale.shape, WEIGHT_ONE, np.int32)
     return nibbles_codec(ByteMixture(TABLES.gaussian.numpy(), location, scale, weight).nibbles())
 
@@ -124,7 +124,7 @@ def pixel_codec(out: Tensor, binary: bool) -> Codec:
         frequencies[:, 0], frequencies[:, 1] = 1 - p, p
         return Codec(lambda stack, x: stack.push(x, frequencies), lambda stack: stack.pop(frequencies))
     logits, location, log_sigma = out.reshape(3, MIXTURES, -1).numpy()
-    scale, weight = inverse_scale(TABLES, log_sigma), weight_of(TABLES, logits)
+    scale, weight = nearest_scale(TABLES.inverse_scale, log_sigma), weight_of(TABLES, logits)
     return nibbles_codec(ByteMixture(TABLES.logistic.numpy(), location_of(location), scale, weight).nibbles())
 
 

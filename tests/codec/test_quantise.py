@@ -12,6 +12,7 @@ from vdvae_codec.codec.quantise import elbo_nats, quantise_model
 from vdvae_codec.codec.store import Released
 from vdvae_codec.codec.visitors import exact_elbo
 from vdvae_codec.exact.conv import ExactConv
+from vdvae_codec.exact.quantise import INPUT_LEVELS
 from vdvae_codec.model.blocks import Conv
 from vdvae_codec.model.vdvae import VDVAE, float_state
 
@@ -51,7 +52,7 @@ def test_convolutions_take_in_what_they_declare(tiny_float: VDVAE, tiny_model: R
         assert isinstance(conv, Conv)
         exponent, low, high, _ = exact.grid.tolist()
         if conv.takes is None:
-            assert -4095 <= low <= 0 <= high <= 4095
+            assert -2 * INPUT_LEVELS <= low <= 0 <= high <= 2 * INPUT_LEVELS
         else:
             assert (exponent, low, high) == conv.takes and name.endswith((".predictor", ".z_proj"))
         kinds.add(conv.takes is None)

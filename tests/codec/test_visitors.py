@@ -11,9 +11,10 @@ from tiny import TINY, quantised, random_crops, untrained
 from vdvae_codec.codec.group import Group, codes_first_pixels_first
 from vdvae_codec.codec.schedule import MIN_BITS
 from vdvae_codec.codec.store import Released
-from vdvae_codec.codec.visitors import Pushed, exact_elbo, pop_group, push_group
+from vdvae_codec.codec.visitors import Pushed, draw, exact_elbo, pop_group, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.images.tiling import FILL, Place, cut_tiles, tile_boxes, tile_grid
+from vdvae_codec.model.distributions.gaussian import Gaussian
 from vdvae_codec.model.layers.phase import PhaseConfig
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.transforms.chroma import blocks_between
@@ -120,6 +121,18 @@ def test_a_group_that_wants_more_than_there_is_changes_nothing(
     assert direct is not None and direct.initial_bits > 32 * 20 - MIN_BITS  # what it would have wanted
 
 
+@pytest.mark.parametrize("sigma", [0.8, 2.0, 9.0])
+def test_what_is_drawn_is_as_spread_as_the_posterior(sigma: float) -> None:
+    """Rounding to the grid adds nothing, and hardly any of what is drawn lies where it would spoil what follows."""
+    count, exponent = 600_000, 3
+    mean = torch.linspace(-1, 1, count).view(1, 1, 1, count)
+    q = Gaussian(mean, torch.full_like(mean, math.log(sigma * 2.0**-exponent)))
+    k = draw(q.integers(TABLES, exponent, torch.tensor([0])), np.random.default_rng(0)) - 128
+    off = (k - mean.numpy().ravel() * 2**exponent) / sigma
+    assert abs(off.mean()) < 0.01 and (np.abs(off) > 8).mean() < 2e-5
+    assert off[np.abs(off) < 8].std() == pytest.approx(1, abs=0.012)  # scales: to 1/64 nat
+
+
 @pytest.fixture(scope="module")
 def idle_model(photo: np.ndarray) -> Released:
     """A model whose posteriors are its priors, N(0, 1) on a grid of 1/2."""
@@ -136,7 +149,7 @@ def test_latents_whose_posterior_is_the_prior_cost_nothing(idle_model: Released,
     terms = exact_elbo(idle_model.model, idle_model.tables, group, x.clone())
     assert terms.kl_bits == [0, 0]
     cost = check_group(idle_model, group, x, direct=True, words=0)
-    assert cost.initial_bits == pytest.approx(len(x) * LATENTS * BITS_AT_MODE, rel=0.05)  # scales: to 1/16 nat
+    assert cost.initial_bits == pytest.approx(len(x) * LATENTS * BITS_AT_MODE, rel=0.05)
     assert cost.tile_bits.sum() - cost.initial_bits == pytest.approx(sum(terms.pixel_bits), rel=3e-3)
     borrowed = check_group(idle_model, group, x, direct=False, words=4000)
     assert borrowed.tile_bits.sum() == pytest.approx(sum(terms.pixel_bits), rel=3e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from laws import TABLES, check_frequencies, gaussian, logistics
 
-from vdvae_codec.exact.cdf import ONE, STEPS, WEIGHT_ONE, ByteMixture, inverse_scale, make_tables
+from vdvae_codec.exact.cdf import ONE, STEPS, WEIGHT_ONE, ByteMixture, make_tables, nearest_scale
 
 
 @pytest.mark.parametrize("table", ["logistic", "gaussian"])
@@ -28,7 +28,7 @@ def test_frequencies_of_mixtures(components: int) -> None:
 
 
 def test_tables() -> None:
-    assert [len(t) for t in TABLES] == [24577, 24577, 129, 256]
+    assert [len(t) for t in TABLES] == [24577, 24577, 129, 513, 256]
     for table in (TABLES.logistic, TABLES.gaussian):
         assert table[0] == 0 and table[-1] == ONE and table[12288] == ONE // 2
         assert bool((table[1:] >= table[:-1]).all())
@@ -39,7 +39,8 @@ def test_tables() -> None:
 
 def test_the_table_of_scales_is_evenly_spaced() -> None:
     log_sigma = np.linspace(-4, 6, 1001).astype(np.float32)
-    sigma = np.log(1 / inverse_scale(TABLES, log_sigma)) + math.log(64)  # 1024 entries a unit, 16 steps a pixel level
+    scale = nearest_scale(TABLES.inverse_scale, log_sigma)
+    sigma = np.log(1 / scale) + math.log(64)  # 1024 entries a unit, 16 steps a pixel level
     wrong = np.abs(sigma - log_sigma.clip(-3, 5))
     assert 0.4 / 16 < wrong.max() < 0.5 / 16 + 2**-10
 

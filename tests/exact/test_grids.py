@@ -18,14 +18,19 @@ def rounded(x: Tensor, grid: Grid) -> Tensor:
 @pytest.mark.parametrize("low, high", [(-0.4, 3.1), (-2.0, 2.0), (-3.0, 0.0)])
 def test_a_grid_clips_nothing_and_no_finer_one_would_do(low: float, high: float, scale: float) -> None:
     x = torch.linspace(low * scale, high * scale, 10_001)
-    exponent, lowest, highest = input_grid(low * scale, high * scale)
+    exponent, lowest, highest = input_grid(low * scale, high * scale, max(high, -low) * scale / 2)
     assert -INPUT_LEVELS <= lowest <= 0 <= highest <= INPUT_LEVELS
     assert float((rounded(x, (exponent, lowest, highest)) - x).abs().max()) <= 0.5 * 2.0**-exponent
     assert max(high, -low) * scale * 2.0 ** (exponent + 1) > INPUT_LEVELS or scale == 1e-9
 
 
+def test_values_that_are_small_beside_their_range_have_a_finer_grid() -> None:
+    ends = [input_grid(-0.4, 20.0, rms) for rms in (1.1, 0.9)]
+    assert [exponent for exponent, _, _ in ends] == [7, 8] and [high for _, _, high in ends] == [2560, 5120]
+
+
 def test_nothing_but_zeros_has_a_grid() -> None:
-    assert input_grid(0.0, 0.0)[1:] == (0, 0)
+    assert input_grid(0.0, 0.0, 0.0)[1:] == (0, 0)
 
 
 @pytest.mark.parametrize("channels, size", [(8, 1.0), (64, 1.0), (64, 1e-6), (256, 30.0)])

@@ -10,9 +10,17 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.exact.quantise import BYTE_LEVELS, WEIGHT_LEVELS, input_grid, quantise_conv
-from vdvae_codec.model.blocks import ACTIVATIONS, Conv
-from vdvae_codec.model.distributions.gaussian import Gaussian, gaussian_kl
+from vdvae_codec.exact.quantise import (
+    BYTE_LEVELS,
+    ENOUGH_LEVELS,
+    PARAMETER_LEVELS,
+    WEIGHT_LEVELS,
+    Grid,
+    input_grid,
+    quantise_conv,
+)
+from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Gives
+from vdvae_codec.model.distributions.gaussian import MIDDLE, Gaussian, gaussian_kl
 from vdvae_codec.model.elbo import Elbo, elbo
 from vdvae_codec.model.layers.base import Acts
 from vdvae_codec.model.layers.latent import LatentLayer
@@ -26,9 +34,9 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
     """Post-training quantisation of a float model on the CPU: its exact twin, ready to run.
 
     Calibrated on image batches (B, 3, H, W) float32 in pixel levels, G, R, B. What a convolution takes in is rounded to
-    the grid that it declares (``Conv.takes``), or else to the finest that clips nothing seen; each output channel's
-    weights get the finest power-of-two grid that keeps its sums below 2^24. ``choose_latents`` sets the latents of both
-    models. Raises ExactnessError if a bound fails.
+    the grid that it declares (``Conv.takes``), or else to one that clips nothing seen; each output channel's weights
+    get the finest power-of-two grid that keeps its sums below 2^24. Of features inputs need the finer grids, of
+    parameters weights. ``choose_latents`` sets the latents of both models. Raises ExactnessError if a bound fails.
     """
     choose_latents(model, batches)
     inputs = observe(model, batches)
@@ -39,8 +47,11 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             assert isinstance(conv, Conv)
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
             levels = BYTE_LEVELS if conv.of_bytes else WEIGHT_LEVELS
-            grid = conv.takes or input_grid(inputs[conv].low, inputs[conv].high)
-            quantise_conv(exact, conv.weights(), bias, grid, levels)
+            parameters = conv.gives is Gives.PARAMETERS and not conv.of_bytes
+            grid = conv.takes or inputs[conv].grid(finer=not parameters)
+            quantise_conv(
+                exact, conv.weights(), bias, grid, levels, PARAMETER_LEVELS if parameters else ENOUGH_LEVELS
+            )
     prepare(twin)
     return twin
 
@@ -49,10 +60,18 @@ class Range:
     """Of what a convolution took in, after its activation; zero is in it."""
 
     def __init__(self) -> None:
-        self.low = self.high = 0.0
+        self.low = self.high = self.squares = 0.0
+        self.count = 0
 
     def add(self, x: Tensor) -> None:
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+        self.squares += float(x.square().sum())
+        self.count += x.numel()
+
+    def grid(self, finer: bool) -> Grid:
+        """That rounds it; ``finer`` where it reaches far, at the expense of the weights."""
+        rms = math.sqrt(self.squares / max(1, self.count))
+        return input_grid(self.low, self.high, rms if finer else math.inf)
 
 
 def observe(model: VDVAE, batches: list[Tensor]) -> dict[nn.Module, Range]:
@@ -81,30 +100,37 @@ def elbo_nats(model: VDVAE, batches: list[Tensor]) -> float:
 
 
 class LatentStatistics(Elbo):
-    """Visitor that gathers KL and posterior sigma of every latent channel, as means over elements, (zdim,) a layer."""
+    """Visitor that gathers of every latent channel KL and posterior sigma, as means over elements, and how far latents
+    reach from zero: (zdim,) a layer."""
 
     def __init__(self, acts: Acts):
         super().__init__(acts)
         self.channel_nats: list[Tensor] = []
         self.log_sigma: list[Tensor] = []
+        self.reach: list[Tensor] = []
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         q = posterior(self.acts)
         self.channel_nats.append(gaussian_kl(q, p).mean((0, 2, 3)))
         self.log_sigma.append(q.log_sigma.mean((0, 2, 3)))
-        return super().latent(layer, p, lambda acts: q)
+        z = super().latent(layer, p, lambda acts: q)
+        self.reach.append(z.abs().amax((0, 2, 3)))
+        return z
 
 
-def latent_statistics(model: VDVAE, batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean KL in nats and mean log sigma of an element, (zdim,) a latent layer."""
+def latent_statistics(model: VDVAE, batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Mean KL in nats and mean log sigma of an element, and the largest latent, (zdim,) a latent layer."""
     visits = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for x in batches:
             visits.append(LatentStatistics(model.encode(x)))
             model.walk(x, visits[-1])
-    nats = [torch.stack(layer).mean(0) for layer in zip(*(v.channel_nats for v in visits))]
-    return nats, [torch.stack(layer).mean(0) for layer in zip(*(v.log_sigma for v in visits))]
+    nats, log_sigma, reach = (
+        [torch.stack(layer) for layer in zip(*lists)]
+        for lists in ((v.channel_nats for v in visits), (v.log_sigma for v in visits), (v.reach for v in visits))
+    )
+    return [t.mean(0) for t in nats], [t.mean(0) for t in log_sigma], [t.amax(0) for t in reach]
 
 
 @torch.no_grad()
@@ -112,21 +138,23 @@ def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
     """Finds the active channels and the grid of every latent layer of a float model, and sets them.
 
     Channels with next to no KL are inactive, and whole layers without which the ELBO of the first batch is better. The
-    grid is half the smallest posterior sigma of an active channel.
+    grid is half the smallest posterior sigma of an active channel, or as wide as it takes to hold all latents seen.
     """
     layers = model.latent_layers
     if not layers:
         return
     for layer in layers:
         layer.active.fill_(True)
-    nats, log_sigmas = latent_statistics(model, batches)
+    nats, log_sigmas, reaches = latent_statistics(model, batches)
     for layer, channels in zip(layers, nats):
         layer.active.copy_(channels > ACTIVE_NATS)
     best = elbo_nats(model, batches[:1])
-    for layer, log_sigma in zip(layers, log_sigmas):
+    for layer, log_sigma, reach in zip(layers, log_sigmas, reaches):
         active = layer.active.clone()
-        smallest = log_sigma[active if active.any() else slice(None)].min()
-        layer.set_grid(1 - math.floor(float(smallest) / math.log(2)))
+        counted = active if active.any() else slice(None)
+        fine_enough = 1 - math.floor(float(log_sigma[counted].min()) / math.log(2))
+        finest = math.floor(math.log2((MIDDLE - 1) / float(reach[counted].max())))
+        layer.set_grid(min(fine_enough, finest))
         layer.active.fill_(False)
         without = elbo_nats(model, batches[:1]) if active.any() else best
         if without > best:

@@ -21,7 +21,7 @@ from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes
 from vdvae_codec.model.config import ModelConfig
 
-GROUP_PIXELS = 2**18  # of the largest groups: bounds the memory
+GROUP_PIXELS = 2**16  # of the largest groups: what a core's caches can still help with, and little memory
 WAVE_PIXELS = 9 * 2**18  # of those of causal models, whose steps are the better the more tiles there are
 SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into pairs of groups, for two processes
 FEW_TILES = 16  # at most, of other models, that are tried on stacks of their own
@@ -185,6 +185,7 @@ def encode_chained(
     starts = np.cumsum([0, *(len(run.places) for run in runs)])
     total = int(starts[-1])
     stack, initial_bits, direct_groups, image_bits = Stack(), 0.0, 0, np.zeros(len(images))
+    price_bits = 0.0  # that a pixel of the last group borrowed
     with tqdm(total=total, desc="encoding", unit="tile", disable=None, leave=False) as bar:
 
         def run_at(start: int) -> int:
@@ -192,11 +193,13 @@ def encode_chained(
 
         def room(start: int) -> tuple[int, int]:
             n = run_at(start)
-            same = int(starts[n + 1]) - start
-            return same, largest_group(runs[n], released.config)
+            same, largest = int(starts[n + 1]) - start, largest_group(runs[n], released.config)
+            if price_bits:
+                largest = min(largest, power_of_two(stack.bits / (price_bits * area(runs[n]))))
+            return same, largest
 
         def attempt(start: int, size: int, direct: bool) -> bool:
-            nonlocal stack, initial_bits, direct_groups
+            nonlocal stack, initial_bits, direct_groups, price_bits
             if start == 0:
                 stack, initial_bits, direct_groups = Stack(), 0.0, 0
                 image_bits[:] = 0
@@ -210,6 +213,7 @@ def encode_chained(
                 return False
             initial_bits += pushed.initial_bits
             direct_groups += direct
+            price_bits = pushed.borrowed_bits / (size * area(runs[n]))
             np.add.at(image_bits, [image for image, _ in places], pushed.tile_bits)
             bar.update(size)
             return True
@@ -219,9 +223,19 @@ def encode_chained(
     return Words(payload, tuple(groups), direct_groups, initial_bits, image_bits)
 
 
+def area(run: Run) -> int:
+    """Pixels of a tile."""
+    return run.tile[0] * run.tile[1]
+
+
+def power_of_two(limit: float) -> int:
+    """The largest up to a limit, and at least 1."""
+    return 1 << max(0, int(limit).bit_length() - 1)
+
+
 def largest_group(run: Run, config: ModelConfig) -> int:
     """Tiles of the largest groups of a run; those of a causal model are about equal."""
-    pixels = run.tile[0] * run.tile[1]
+    pixels = area(run)
     if not config.causal:
         return max(1, GROUP_PIXELS // pixels)
     whole = len(run.places)

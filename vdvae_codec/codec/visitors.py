@@ -170,6 +170,7 @@ class Pushed:
     """What pushing a group cost."""
 
     initial_bits: float  # of the latents, beyond their share of the elbo: paid by direct groups alone
+    borrowed_bits: int  # that were on the stack, and are on it again
     tile_bits: np.ndarray  # (B,)
 
 
@@ -188,8 +189,9 @@ def push_group(
     if visit.sender.borrows and stack.bits < MIN_BITS:
         visit.sender.give_back()
         return None
+    borrowed = before - stack.bits
     bits = visit.sender.finish()
-    return Pushed(visit.initial_bits, visit.tile_bits(bits, stack.bits - before))
+    return Pushed(visit.initial_bits, borrowed, visit.tile_bits(bits, stack.bits - before))
 
 
 def pop_group(

@@ -20,6 +20,7 @@ from torch import Tensor
 LOG_SIGMA_RANGE = (-3.0, 5.0)  # of a component, sigma in symbols
 STEPS = 16  # locations are multiples of 1/16
 SCALES_PER_NAT = 16
+FINER_PER_NAT = 64  # of latents: some ten a sub-pixel pay for how far off their scales are
 TABLE_STEPS = 1024  # table entries per standard unit
 TABLE_REACH = 12  # standard units on each side
 ONE = 1 << 16  # a probability of 1 in the cdf tables
@@ -31,17 +32,20 @@ FURTHEST = 2**13 - 1  # of locations, in 1/16 of a step
 SUPPORT = 14  # values that a support holds
 CHUNK = 4096  # symbols at a time: their tables stay in a core's cache
 WORTH_A_THREAD = 768  # symbols
-FLOOR = 16  # every value of 0..255 gets at least 2^-22 of the total, 2^-14 in all
+FLOOR = 16  # of 2^26: every value of 0..255 gets at least 2^-22 of the total, 2^-14 in all
 
 
 class Tables(NamedTuple):
     """logistic, gaussian: int32 (2 * 12288 + 1,) cdf * 2^16 at multiples of 1/1024 around the centre;
     inverse_scale: float32 (129,) table entries per 1/16 step, 11 bits, for log sigma = -3, -3 + 1/16, ..., 5;
+    gaussian_scale: float32 (513,), likewise in steps of 1/64, of what is as spread as sigma says after it was rounded
+    to whole symbols: rounding adds 1/12 to a variance (Sheppard 1898);
     weight: int32 (256,) 2^10 exp(-n / 16)."""
 
     logistic: Tensor
     gaussian: Tensor
     inverse_scale: Tensor
+    gaussian_scale: Tensor
     weight: Tensor
 
 
@@ -50,11 +54,16 @@ def make_tables() -> Tables:
     reach = TABLE_REACH * TABLE_STEPS
     u = [i / TABLE_STEPS for i in range(-reach, reach + 1)]
     low, high = LOG_SIGMA_RANGE
-    count = round((high - low) * SCALES_PER_NAT) + 1
+    sigmas, finer = (
+        [math.exp(low + i / per_nat) for i in range(round((high - low) * per_nat) + 1)]
+        for per_nat in (SCALES_PER_NAT, FINER_PER_NAT)
+    )
+    before_rounding = [math.sqrt(sigma**2 - min(1 / 12, sigma**2 / 4)) for sigma in finer]
     return Tables(
         torch.tensor([round(ONE / (1 + math.exp(-v))) for v in u], dtype=torch.int32),
         torch.tensor([round(ONE * 0.5 * math.erfc(-v / math.sqrt(2))) for v in u], dtype=torch.int32),
-        torch.tensor([eleven_bits(TABLE_STEPS / STEPS * math.exp(-low - i / SCALES_PER_NAT)) for i in range(count)]),
+        torch.tensor([eleven_bits(TABLE_STEPS / STEPS / sigma) for sigma in sigmas]),
+        torch.tensor([eleven_bits(TABLE_STEPS / STEPS / sigma) for sigma in before_rounding]),
         torch.tensor([round(WEIGHT_ONE * math.exp(-n / LOGIT_STEPS)) for n in range(256)], dtype=torch.int32),
     )
 
@@ -69,13 +78,14 @@ class ByteMixture:
     """Mixtures over the symbols 0..255, N of them, K components each: a ``entropy.codec.Supports``.
 
     Arrays of numpy, or tensors on the CPU. table: int32 cdf table; location: float32 (K, N) integers in 1/16 of a step;
-    inverse_scale: float32 (K, N); weight: int32 (K, N).
+    inverse_scale: float32 (K, N); weight: int32 (K, N). Every value gets at least ``floor`` / 2^26 of the total.
     """
 
     table: np.ndarray
     location: np.ndarray
     inverse_scale: np.ndarray
     weight: np.ndarray
+    floor: int = FLOOR
 
     def __post_init__(self) -> None:
         self.table, self.location = np.asarray(self.table), np.asarray(self.location)
@@ -115,7 +125,8 @@ class ByteMixture:
         start = self._start[rows]
         low, high = np.where(above, edge(start + SUPPORT), -FAR), np.where(above, FAR, edge(start))
         columns = self.location[:, rows], self.inverse_scale[:, rows], self.weight[:, rows]
-        return ByteNibbles(ByteMixture(self.table, *columns), low.astype(np.float32), high.astype(np.float32))
+        these = ByteMixture(self.table, *columns, self.floor)
+        return ByteNibbles(these, low.astype(np.float32), high.astype(np.float32))
 
     def nibbles(self) -> ByteNibbles:
         """The same distributions without supports."""
@@ -127,9 +138,9 @@ class ByteMixture:
     ) -> np.ndarray:
         """Frequencies (N, 16) float32 of 16 bins between 17 edges: a slice of n -> (17, n) float32, in 1/16 of a step.
 
-        Every value gets at least FLOOR / 2^10 of the components' weight, and no frequency is zero: a bin is ``width``
-        values wide. With ``ends`` the first and the last are open and as wide as ``ends`` (N,) says: only the 15 edges
-        between are asked for.
+        No bin, which is ``width`` values wide, gets less than the coder can tell from nothing, nor less than the floors
+        of its values. With ``ends`` the first and the last are open and as wide as ``ends`` (N,) says: only the 15
+        edges between are asked for.
         """
         count = self.weight.shape[1]
         out = np.empty((count, 16), np.float32)
@@ -140,8 +151,8 @@ class ByteMixture:
             if ends is not None:
                 inner = np.concatenate([self.table[0] * total[None], inner, self.table[-1] * total[None]])
             bins = inner[1:] - inner[:-1]
-            floor = total * FLOOR // WEIGHT_ONE
-            bins += floor * width
+            floor = total * self.floor // WEIGHT_ONE
+            bins += np.maximum(floor * width, FLOOR)
             if ends is not None:
                 for n, end in zip((0, -1), ends):
                     bins[n] += floor * np.maximum(end[part] - width, 0)
@@ -258,10 +269,10 @@ def on_grid(x: np.ndarray, per_unit: float) -> np.ndarray:
     return rounded
 
 
-def inverse_scale(tables: Tables, log_sigma: np.ndarray) -> np.ndarray:
-    """The table's nearest entry, in the shape of log_sigma."""
+def nearest_scale(scales: Tensor, log_sigma: np.ndarray) -> np.ndarray:
+    """The nearest entry of ``Tables.inverse_scale`` or ``Tables.gaussian_scale``, in the shape of log_sigma."""
     low, high = LOG_SIGMA_RANGE
-    table = tables.inverse_scale.cpu().numpy()
+    table = scales.cpu().numpy()
     top = len(table) - 1
     index = np.rint((log_sigma - low) * (top / (high - low))).clip(0, top)
     found: np.ndarray = table.take(index.astype(np.intp))

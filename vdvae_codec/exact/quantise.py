@@ -9,29 +9,35 @@ from torch import Tensor
 
 from vdvae_codec.exact.conv import LIMIT, ExactConv, partial_sum_bound
 
-INPUT_LEVELS = 4095  # activations are rounded to at most this many steps above and below zero
+INPUT_LEVELS = 4095  # activations are rounded to at most this many steps above and below zero,
+STEPS_PER_RMS = 128  # or to twice as many where they reach so far that steps would be coarser than this
 WEIGHT_LEVELS = 2**15 - 1
 BYTE_LEVELS = 127
 FINEST = 14  # steps of inputs are no finer than 2^-14, so that a bias in their units leaves room for weights
-ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split
+ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split;
+PARAMETER_LEVELS = 250  # this many, where outputs are locations, scales and weights of distributions
 MOST_PARTS = 4
 Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
 
 
-def input_grid(low: float, high: float) -> Grid:
-    """The finest grid with at most ``INPUT_LEVELS`` steps on each side of zero that clips no value from low to high.
+def input_grid(low: float, high: float, rms: float) -> Grid:
+    """The finest grid with at most ``INPUT_LEVELS`` steps on each side of zero that clips no value from low to high;
+    finer by one bit for values whose root mean square is small beside their range.
 
     Outliers are kept: clipping a few costs more than coarser steps for all others (docs/research-log.md).
     """
-    exponent = min(FINEST, math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6))))
+    exponent = math.floor(math.log2(INPUT_LEVELS / max(high, -low, 1e-6)))
+    exponent = min(FINEST, exponent + (rms * 2.0**exponent < STEPS_PER_RMS))
     return exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
 
 
-def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, levels: int = WEIGHT_LEVELS) -> None:
+def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, levels: int = WEIGHT_LEVELS,
+                  enough: int = ENOUGH_LEVELS) -> None:
     """Fills ``exact`` with integers for weight (cout, cin, k, k) and bias (cout,): the fewest parts that leave every
     weight grid fine enough.
 
-    ``grid`` is that of its inputs; weights have at most ``levels`` steps on each side of zero.
+    ``grid`` is that of its inputs; weights have at most ``levels`` steps on each side of zero, and should have
+    ``enough``.
     """
     exponent, low, high = grid
     weight, bias = weight.double(), bias.double()
@@ -42,7 +48,7 @@ def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, le
         rounding = partial_sum_bound(torch.full_like(weight, 0.5), torch.ones_like(bias), low, high, parts)
         room = torch.minimum((LIMIT - rounding) / bound.clamp(min=1e-9), (levels - 1) / peak)
         fineness = torch.log2(room).floor().clamp(max=30 - exponent)
-        if bool((peak * 2.0**fineness >= ENOUGH_LEVELS).logical_or(peak < 1e-6).all()):
+        if bool((peak * 2.0**fineness >= enough).logical_or(peak < 1e-6).all()):
             break
     exact.weight_exponent.copy_(fineness.to(torch.int32))
     exact.weight.copy_((weight * 2.0 ** fineness[:, None, None, None]).round().to(torch.int16))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import ByteMixture, Tables, columns, inverse_scale, weight_of
+from vdvae_codec.exact.cdf import ByteMixture, Tables, columns, nearest_scale, weight_of
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
     COUPLED,
@@ -75,7 +75,8 @@ class JointMixture(Mixture):
     def integers(self, tables: Tables, positions: Tensor | None) -> JointColours:
         loc, base, coupling = (columns(t, positions) for t in (self.loc, self.spread_base(), self.coupling))
         return JointColours(
-            self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
+            self.order, tables.logistic.cpu().numpy(),
+            nearest_scale(tables.inverse_scale, columns(self.log_sigma, positions)),
             loc.clip(-LOC_REACH, LOC_REACH), base.clip(*BASE_RANGE), coupling.clip(-COUPLING_REACH, COUPLING_REACH),
             weight_of(tables, columns(self.logits, positions)),
         )

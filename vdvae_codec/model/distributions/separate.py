@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE, ByteMixture, Tables, columns, inverse_scale, weight_of
+from vdvae_codec.exact.cdf import LOG_SIGMA_RANGE, ByteMixture, Tables, columns, nearest_scale, weight_of
 from vdvae_codec.model.distributions.logistics import (
     BASE_RANGE,
     COUPLING_REACH,
@@ -71,7 +71,8 @@ class SeparateMixture(Mixture):
     def integers(self, tables: Tables, positions: Tensor | None) -> SeparateColours:
         loc, base, coupling = (columns(t, positions) for t in (self.loc, self.base, self.coupling))
         return SeparateColours(
-            self.order, tables.logistic.cpu().numpy(), inverse_scale(tables, columns(self.log_sigma, positions)),
+            self.order, tables.logistic.cpu().numpy(),
+            nearest_scale(tables.inverse_scale, columns(self.log_sigma, positions)),
             loc.clip(-LOC_REACH, LOC_REACH), base.clip(*BASE_RANGE)[None],
             coupling.clip(-COUPLING_REACH, COUPLING_REACH)[None],
             weight_of(tables, columns(self.logits, positions)),
