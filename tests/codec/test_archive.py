@@ -348,6 +348,16 @@ def test_many_small_images_share_the_initial_bits(tiny_model: Released, photo: n
     assert 0 < together.initial_bits < 20 * sum(apart) / 4
 
 
+def test_what_the_first_image_pays_for_all_is_not_its_own(tiny_model: Released, photo: np.ndarray) -> None:
+    """Or the fallback would take its place, and the next image would be the first."""
+    images = [photo[:32, :32]] * 20
+    words = tiles.encode([*images, np.full((32, 32, 3), 90, np.uint8)], [None] * 21, tiny_model)
+    assert words.direct == 1 and words.initial_bits > 500
+    assert words.image_bits.sum() == pytest.approx(8 * len(words.payload), abs=64)
+    assert words.image_bits[0] == pytest.approx(words.image_bits[1:20].mean(), rel=0.02)
+    assert words.image_bits[20] < words.image_bits[0] / 2
+
+
 @pytest.mark.parametrize("count", [1, 2, 16, 17])
 def test_few_images_are_coded_with_stacks_of_their_own(tiny_model: Released, photo: np.ndarray, count: int) -> None:
     """Where that is smaller: one image always is, and more than 16 are not tried."""

@@ -214,11 +214,13 @@ def encode_chained(
             initial_bits += pushed.initial_bits
             direct_groups += direct
             price_bits = pushed.borrowed_bits / (size * area(runs[n]))
-            np.add.at(image_bits, [image for image, _ in places], pushed.tile_bits)
+            np.add.at(image_bits, [image for image, _ in places], pushed.tile_bits - pushed.initial_bits / size)
             bar.update(size)
             return True
 
         groups = code_groups(total, room, attempt)
+    # All tiles borrow what the first ones paid for; without these, the next ones would have to pay.
+    np.add.at(image_bits, [image for run in runs for image, _ in run.places], initial_bits / total)
     payload = stack.words().astype("<u4").tobytes()
     return Words(payload, tuple(groups), direct_groups, initial_bits, image_bits)
 

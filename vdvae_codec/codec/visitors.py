@@ -6,6 +6,7 @@ every machine, and are rounded to integers here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,8 @@ class Push(Coding):
         super().__init__(model, tables, group, x, apart)
         self.sender = Sender(stack, direct or apart)
         self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
-        self.layers: list[PixelLayer | None] = []  # of what the sender pushes; None for latents
+        self.layers: list[PixelLayer | LatentLayer] = []  # of what the sender pushes
+        self.borrowed_bits = np.zeros(len(x))  # (B,): what each tile borrows, but for a constant
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         if not layer.active.any():
@@ -96,7 +98,9 @@ class Push(Coding):
             self.initial_bits += float(q_integers.bits(index).sum())
             return index
 
-        self.layers.append(None)
+        self.layers.append(layer)
+        if not self.sender.direct:
+            self.borrowed_bits += (q.log_sigma[:, layer.active].double().sum((1, 2, 3)) / math.log(2)).cpu().numpy()
         prior = nibbles_codec(self.integers(layer, p))
         return self.z(layer, p, self.sender.latent(prior, nibbles_codec(q_integers), point))
 
@@ -111,11 +115,13 @@ class Push(Coding):
         self.sender.observed(codec, np.concatenate(self.group.values(layer, order, x)))
 
     def tile_bits(self, bits: list[np.ndarray], total_bits: float) -> np.ndarray:
-        """What each tile cost, (B,): its pixels, and an equal share of all else, latents and what they borrowed."""
+        """What each tile cost, (B,): its latents and pixels, less what it borrowed, and an equal share of the rest."""
         count = len(self.x)
-        tiles = np.zeros(count)
+        tiles = -self.borrowed_bits
         for layer, costs in zip(self.layers, bits) if count > 1 else ():
-            if layer is not None:
+            if isinstance(layer, LatentLayer):
+                tiles += costs.reshape(int(layer.active.sum()), count, -1).sum((0, 2), dtype=np.float64)
+            else:
                 positions = self.group.positions(layer)
                 parts = np.split(costs, np.cumsum(self.group.sizes(layer))[:-1])
                 area = layer.plane(self.x[:1, :1]).numel()

@@ -40,8 +40,9 @@ class Stack:
     def push(self, symbols: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
         """Pushes symbols (N,) in 0..15 in reverse order, each under its row of ``frequencies`` (N, 16) float32.
 
-        Frequencies are positive and need not be normalised; the smallest must exceed 2^-23 of their sum. Returns what
-        each symbol costs: float32 (N,) in bits.
+        Frequencies are positive and need not be normalised; the smallest must exceed 2^-23 of their sum: of smaller
+        ones constriction 0.5 may find a probability of zero, and panics. Returns what each symbol costs: float32 (N,)
+        in bits.
         """
         if len(symbols):
             self._coder.encode_reverse(np.ascontiguousarray(symbols, np.int32), self._model, frequencies)
