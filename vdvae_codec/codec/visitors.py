@@ -84,7 +84,7 @@ class Push(Coding):
         self.sender = Sender(stack, direct or apart)
         self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
         self.layers: list[PixelLayer | LatentLayer] = []  # of what the sender pushes
-        self.borrowed_bits = np.zeros(len(x))  # (B,): what each tile borrows, but for a constant
+        self.posterior_bits = np.zeros(len(x))  # (B,): of what is drawn for each tile, but for a constant
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         if not layer.active.any():
@@ -100,7 +100,7 @@ class Push(Coding):
 
         self.layers.append(layer)
         if not self.sender.direct:
-            self.borrowed_bits += (q.log_sigma[:, layer.active].double().sum((1, 2, 3)) / math.log(2)).cpu().numpy()
+            self.posterior_bits += (q.log_sigma[:, layer.active].double().sum((1, 2, 3)) / math.log(2)).cpu().numpy()
         prior = nibbles_codec(self.integers(layer, p))
         return self.z(layer, p, self.sender.latent(prior, nibbles_codec(q_integers), point))
 
@@ -117,7 +117,7 @@ class Push(Coding):
     def tile_bits(self, bits: list[np.ndarray], total_bits: float) -> np.ndarray:
         """What each tile cost, (B,): its latents and pixels, less what it borrowed, and an equal share of the rest."""
         count = len(self.x)
-        tiles = -self.borrowed_bits
+        tiles = -self.posterior_bits
         for layer, costs in zip(self.layers, bits) if count > 1 else ():
             if isinstance(layer, LatentLayer):
                 tiles += costs.reshape(int(layer.active.sum()), count, -1).sum((0, 2), dtype=np.float64)
