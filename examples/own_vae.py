@@ -113,7 +113,7 @@ def latent_codec(gaussian: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Cod
     location = location_of(on_grid(mean * 2**GRID, STEPS) + 128)
     scale = nearest_scale(TABLES.gaussian_scale, log_sigma + GRID * math.log(2))
     weight = np.full(scale.shape, WEIGHT_ONE, np.int32)
-    return nibbles_codec(ByteMixture(TABLES.gaussian.numpy(), location, scale, weight).nibbles())
+    return nibbles_codec(ByteMixture(TABLES.gaussian.numpy(), location, scale, weight, floor=0).nibbles())
 
 
 def pixel_codec(out: Tensor, binary: bool) -> Codec:

@@ -10,16 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from vdvae_codec.exact.conv import ExactConv
-from vdvae_codec.exact.quantise import (
-    BYTE_LEVELS,
-    ENOUGH_LEVELS,
-    PARAMETER_LEVELS,
-    WEIGHT_LEVELS,
-    Grid,
-    input_grid,
-    quantise_conv,
-)
-from vdvae_codec.model.blocks import ACTIVATIONS, Conv, Gives
+from vdvae_codec.exact.quantise import BYTE_LEVELS, WEIGHT_LEVELS, Grid, input_grid, quantise_conv
+from vdvae_codec.model.blocks import ACTIVATIONS, Conv
 from vdvae_codec.model.distributions.gaussian import MIDDLE, Gaussian, gaussian_kl
 from vdvae_codec.model.elbo import Elbo, elbo
 from vdvae_codec.model.layers.base import Acts
@@ -30,16 +22,25 @@ ACTIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed 
 
 
 @torch.no_grad()
-def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
+def quantise_model(model: VDVAE, batches: list[Tensor], tune: Callable[[VDVAE], None] | None = None) -> VDVAE:
     """Post-training quantisation of a float model on the CPU: its exact twin, ready to run.
 
     Calibrated on image batches (B, 3, H, W) float32 in pixel levels, G, R, B. What a convolution takes in is rounded to
     the grid that it declares (``Conv.takes``), or else to one that clips nothing seen; each output channel's weights
-    get the finest power-of-two grid that keeps its sums below 2^24. Of features inputs need the finer grids, of
-    parameters weights. ``choose_latents`` sets the latents of both models. Raises ExactnessError if a bound fails.
+    get the finest power-of-two grid that keeps its sums below 2^24. ``choose_latents`` sets the latents of both models.
+    ``tune`` is given the twin and may change the float model's weights, which are then rounded again. Raises
+    ExactnessError if a bound fails.
     """
     choose_latents(model, batches)
     inputs = observe(model, batches)
+    twin = rounded_twin(model, inputs)
+    if tune is not None:
+        tune(twin)
+        twin = rounded_twin(model, inputs)
+    return twin
+
+
+def rounded_twin(model: VDVAE, inputs: dict[nn.Module, Range]) -> VDVAE:
     twin = exact_twin(model)
     for name, exact in twin.named_modules():
         if isinstance(exact, ExactConv):
@@ -47,11 +48,7 @@ def quantise_model(model: VDVAE, batches: list[Tensor]) -> VDVAE:
             assert isinstance(conv, Conv)
             bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
             levels = BYTE_LEVELS if conv.of_bytes else WEIGHT_LEVELS
-            parameters = conv.gives is Gives.PARAMETERS and not conv.of_bytes
-            grid = conv.takes or inputs[conv].grid(finer=not parameters)
-            quantise_conv(
-                exact, conv.weights(), bias, grid, levels, PARAMETER_LEVELS if parameters else ENOUGH_LEVELS
-            )
+            quantise_conv(exact, conv.weights(), bias, conv.takes or inputs[conv].grid(), levels)
     prepare(twin)
     return twin
 
@@ -68,10 +65,9 @@ class Range:
         self.squares += float(x.square().sum())
         self.count += x.numel()
 
-    def grid(self, finer: bool) -> Grid:
-        """That rounds it; ``finer`` where it reaches far, at the expense of the weights."""
-        rms = math.sqrt(self.squares / max(1, self.count))
-        return input_grid(self.low, self.high, rms if finer else math.inf)
+    def grid(self) -> Grid:
+        """That rounds it."""
+        return input_grid(self.low, self.high, math.sqrt(self.squares / max(1, self.count)))
 
 
 def observe(model: VDVAE, batches: list[Tensor]) -> dict[nn.Module, Range]:

@@ -14,8 +14,7 @@ STEPS_PER_RMS = 128  # or to twice as many where they reach so far that steps wo
 WEIGHT_LEVELS = 2**15 - 1
 BYTE_LEVELS = 127
 FINEST = 14  # steps of inputs are no finer than 2^-14, so that a bias in their units leaves room for weights
-ENOUGH_LEVELS = 60  # the largest weight of an output channel should span this many steps, or the sums are split;
-PARAMETER_LEVELS = 250  # this many, where outputs are locations, scales and weights of distributions
+ENOUGH_LEVELS = 250  # the largest weight of an output channel should span this many steps, or the sums are split
 MOST_PARTS = 4
 Grid = tuple[int, int, int]  # exponent, lowest and highest integer of what a convolution takes in
 
@@ -31,15 +30,14 @@ def input_grid(low: float, high: float, rms: float) -> Grid:
     return exponent, math.floor(low * 2.0**exponent), math.ceil(high * 2.0**exponent)
 
 
-def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, levels: int = WEIGHT_LEVELS,
-                  enough: int = ENOUGH_LEVELS) -> None:
+def quantise_conv(exact: ExactConv, weight: Tensor, bias: Tensor, grid: Grid, levels: int = WEIGHT_LEVELS) -> None:
     """Fills ``exact`` with integers for weight (cout, cin, k, k) and bias (cout,): the fewest parts that leave every
     weight grid fine enough.
 
-    ``grid`` is that of its inputs; weights have at most ``levels`` steps on each side of zero, and should have
-    ``enough``.
+    ``grid`` is that of its inputs; weights have at most ``levels`` steps on each side of zero.
     """
     exponent, low, high = grid
+    enough = min(ENOUGH_LEVELS, levels // 2)
     weight, bias = weight.double(), bias.double()
     peak = weight.abs().amax((1, 2, 3)).clamp(min=1e-9)
     for parts in (p for p in range(1, MOST_PARTS + 1) if weight.shape[1] % p == 0):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdvae_codec.errors import ConfigError
 from vdvae_codec.exact.activations import HARDSWISH
-from vdvae_codec.model.blocks import Block, Conv, cells, pool
+from vdvae_codec.model.blocks import Block, Conv, cells, full, pool
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class ResidualEncoder(nn.Module):
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         acts: dict[int, Tensor] = {}
         stride = self.strides[0]
-        h = self.stem(F.pixel_unshuffle((x - 128) * 2.0**-6, stride))
+        h = full(self.stem(F.pixel_unshuffle((x - 128) * 2.0**-6, stride)))
         for next_stride, widen, blocks in zip(self.strides, self.widen, self.stages):
-            h = blocks(widen(pool(h, next_stride // stride)))
+            h = blocks(full(widen(pool(h, next_stride // stride))))
             stride = next_stride
             acts[stride] = h
         return acts

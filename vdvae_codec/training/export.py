@@ -25,6 +25,7 @@ from vdvae_codec.training.chance import seeded
 from vdvae_codec.training.checkpoint import describe, latest_checkpoint, load_float, save_tensors
 from vdvae_codec.training.data import Crops, Images
 from vdvae_codec.training.recipe import Recipe, write_config
+from vdvae_codec.training.rounding import tune
 from vdvae_codec.training.sources import open_images
 from vdvae_codec.training.trainer import stack_terms
 
@@ -33,8 +34,9 @@ KNOWN_SIDE = 64
 CPU = torch.device("cpu")
 
 
-def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, Any]:
-    """Quantises the latest checkpoint of ``run`` and writes the model's folder ``output``.
+def export_run(run: Path, data: Path, output: Path, force: bool, tune_steps: int = 0) -> dict[str, Any]:
+    """Quantises the latest checkpoint of ``run`` and writes the model's folder ``output``; with ``tune_steps`` the weights
+    are trained through their rounding first (``training.rounding``).
 
     Images of ``data`` (as ``sources.open_images`` takes them) calibrate, and others measure: what is returned has the
     negative ELBO in bits per dim of the float and of the exact model side by side. Raises ModelError if there is no
@@ -47,14 +49,20 @@ def export_run(run: Path, data: Path, output: Path, force: bool) -> dict[str, An
     if (output / WEIGHTS).exists() and not force:
         raise ModelError(f"{output}: holds a model already; --force overwrites it")
     model, recipe, meta = load_float(checkpoint)
-    calibration, measured, known = crops_for(model.config, recipe, open_images(data, recipe.crop, run / "cache"))
+    images = open_images(data, recipe.crop, run / "cache")
+    calibration, measured, known = crops_for(model.config, recipe, images)
+
+    def tuned(exact: VDVAE) -> None:
+        tune(model, exact, Crops(images, recipe.crop, recipe.augment), recipe.seed, tune_steps)
+
     output.mkdir(parents=True, exist_ok=True)
     with plain():
-        exact = quantise_model(model, calibration)
+        float_bpd = float_elbo_bpd(model, measured)
+        exact = quantise_model(model, calibration, tuned if tune_steps else None)
         write_config(output / CONFIG, model.config, recipe)
         digest = save_released(output, model.config, exact, known)
         released = load_released(str(output), "cpu").model
-        float_bpd, exact_bpd = float_elbo_bpd(model, measured), exact_elbo_bpd(released, measured)
+        exact_bpd = exact_elbo_bpd(released, measured)
     if (run / "loss.png").exists():
         shutil.copy(run / "loss.png", output / "loss.png")
     return {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch.nn as nn
 from torch import Tensor
 
-from vdvae_codec.model.blocks import Conv, cells, upsample
+from vdvae_codec.model.blocks import Conv, cells, full, upsample
 from vdvae_codec.model.distributions.gaussian import Gaussian
 from vdvae_codec.model.distributions.logistics import Mixture
 
@@ -108,7 +108,7 @@ class Layer(nn.Module):
 
     def widened(self, state: State) -> Tensor:
         """The state's features at its own stride."""
-        return state.h if self.widen is None else self.widen(state.h)
+        return state.h if self.widen is None else full(self.widen(state.h))
 
     def forward(self, state: State, visit: Visitor) -> State:
         raise NotImplementedError

@@ -67,7 +67,9 @@ class PhaseLayer(PixelLayer):
     """One group of pixels, given the state and all pixels that earlier layers hold.
 
     A linear predictor over the known pixels around gives the base of the prediction, or one for each component if they
-    are ``joint``; the network sees the known pixels relative to the mean base and corrects them.
+    are ``joint``; the network sees the known pixels relative to the mean base and corrects them. Where none are known,
+    bases are the middle level, and the locations of joint components: a coupling of what a colour is beyond its own
+    component's location is neither steep nor tied to that location (docs/research-log.md).
     """
 
     Config = PhaseConfig
@@ -124,7 +126,9 @@ class PhaseLayer(PixelLayer):
             relative = known - base.repeat(1, len(self.context), 1, 1)
             h = h + self.embed(torch.cat([relative * 2.0**-4, (base - 128) * 2.0**-6], 1))
         h = self.blocks(h)
-        visit.pixels(self, self.mixture(full(self.head(h)).contiguous(), bases), state.x)
+        with torch.autocast(h.device.type, enabled=False):
+            out = self.head(full(h))
+        visit.pixels(self, self.mixture(out.contiguous(), bases), state.x)
         return State(h, self.stride, state.x)
 
     def mixture(self, out: Tensor, bases: Tensor) -> Mixture:
@@ -134,7 +138,10 @@ class PhaseLayer(PixelLayer):
         if self.joint:
             parts = out[:, k:].view(b, 3, k, 3, height, width)
             loc, log_sigma, coupling = parts.unbind(1)  # each (B, K, 3, h, w)
-            return JointMixture(out[:, :k], loc * self.stride, log_sigma.clamp(*LOG_SIGMA_RANGE), bases, coupling)
+            loc = loc * self.stride
+            if self.predictor is None:
+                bases, loc = bases + loc, torch.zeros_like(loc)
+            return JointMixture(out[:, :k], loc, log_sigma.clamp(*LOG_SIGMA_RANGE), bases, coupling)
         parts, coupling = out[:, : 9 * k].view(b, 3, k, 3, height, width), out[:, 9 * k :]
         logits, loc, log_sigma = parts.unbind(1)
         return SeparateMixture(logits, loc * self.stride, log_sigma, bases[:, 0], coupling)
