@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from .files import collected, one_line_errors, say
-from .options import device_option, threads_option
+from .options import FilePath, device_option, threads_option
 
 
 @click.command(epilog="Example: vdvae-codec calibrate models/mine held-out/")
 @click.argument("model")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+@click.argument("folder", type=FilePath(exists=True, file_okay=False))
+@click.option("-o", "--output", type=FilePath(dir_okay=False),
               help="File; by default calibration.json in the model's folder, where score finds it.")
 @click.option("--source", help="What the images are, for the file; by default the folder's name.")
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K",

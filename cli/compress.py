@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import STREAM, collected, each, output_file, output_path, read_input, refuse_existing, say
+from .files import STREAM, collected, each, output_file, output_path, read_input, refuse_existing, refuse_same, say
 from .helpers import helpers
-from .options import device_option, force_option, jobs_option, json_option, model_option, threads_option
+from .options import FilePath, device_option, force_option, jobs_option, json_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.archive import Folder
@@ -23,8 +23,8 @@ SHOWN = 5  # names in a notice
 
 
 @click.command(epilog="Example: vdvae-codec compress *.png -o archive/, or vdvae-codec compress photos/ -o photos.vdz")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True), help="File, existing folder, or -.")
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.option("-o", "--output", type=FilePath(allow_dash=True), help="File, existing folder, or -.")
 @model_option()
 @device_option()
 @threads_option()
@@ -47,7 +47,7 @@ def compress(
 
     def work(path: Path) -> None:
         out = output_path(path, output, ".vdz", len(inputs) > 1)
-        refuse_existing(out, force)
+        refuse_existing(out, force, inputs)
         failed, fail = collected()
         pictures = folder_pictures(path, fail) if path.is_dir() else one_picture(path)
         from vdvae_codec.codec.archive import write
@@ -60,12 +60,15 @@ def compress(
             )
         row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
         row |= {"seconds": round(time.perf_counter() - begun, 3)} | ({"failed": len(failed)} if path.is_dir() else {})
-        say(json.dumps(row) if as_json else text(row, path.is_dir()), err=out == STREAM)
+        say(json.dumps(row) if as_json else text(row, path.is_dir()), err=to_stdout)
         if isinstance(pictures, list):
             notice_growth(path, pictures[0].data, report.output_bytes)
         if failed:
             raise click.ClickException(f"{len(failed)} files could not be read and are not in the archive")
 
+    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    if len(inputs) > 1:
+        refuse_same((path, output_path(path, output, ".vdz", True)) for path in inputs)
     with helpers(jobs, inputs, model) as sharing:
         each(inputs, work, jobs)
 
@@ -74,17 +77,24 @@ def one_picture(path: Path) -> list[Picture]:
     """The image of a file or of stdin, without a name and a time."""
     from vdvae_codec.images.files import read_picture
 
-    return [dataclasses.replace(read_picture(read_input(path), str(path)), name="")]
+    picture = read_picture(read_input(path), str(path))
+    if picture.notice:
+        notice(f"{path}: {picture.notice}")
+    return [dataclasses.replace(picture, name="")]
+
+
+def notice(line: str) -> None:
+    say(f"notice: {line}", err=True)
 
 
 def folder_pictures(path: Path, fail: Callable[[str], None]) -> Folder:
     """The images of a folder; a notice says what else is there."""
     from vdvae_codec.codec.archive import Folder
 
-    folder = Folder(path, fail)
+    folder = Folder(path, fail, notice)
     if folder.others:
         names = ", ".join(folder.others[:SHOWN]) + ", ..." * (len(folder.others) > SHOWN)
-        say(f"notice: {len(folder.others)} files are no images and not in the archive: {names}", err=True)
+        notice(f"{len(folder.others)} files are no images and not in the archive: {names}")
     return folder
 
 
@@ -104,6 +114,4 @@ def notice_growth(path: Path, data: bytes, size: int) -> None:
     from vdvae_codec.images.classical import is_jpeg
 
     if is_jpeg(data) and size > len(data):
-        say(
-            f"notice: {path} is a JPEG: its {len(data)} bytes hold these pixels already; the .vdz has {size}", err=True
-        )
+        notice(f"{path} is a JPEG: its {len(data)} bytes hold these pixels already; the .vdz has {size}")

@@ -14,9 +14,28 @@ import click
 
 from vdvae_codec import DEFAULT_MODEL
 
-from .files import STREAM, collected, each, open_input, output_path, refuse_existing, say, write_output
+from .files import (
+    STREAM,
+    collected,
+    each,
+    open_input,
+    output_path,
+    refuse_existing,
+    refuse_same,
+    say,
+    shown,
+    write_output,
+)
 from .helpers import helpers
-from .options import decoder_model_option, device_option, force_option, jobs_option, json_option, threads_option
+from .options import (
+    FilePath,
+    decoder_model_option,
+    device_option,
+    force_option,
+    jobs_option,
+    json_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.archive import Archive
@@ -24,8 +43,8 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: vdvae-codec decompress archive/*.vdz -o restored/, or "
                "vdvae-codec decompress photos.vdz --only 'summer/*' -o photos/")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("-o", "--output", type=click.Path(path_type=Path, allow_dash=True),
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.option("-o", "--output", type=FilePath(allow_dash=True),
               help="File (its suffix chooses the format), folder, or -.")
 @decoder_model_option()
 @device_option()
@@ -39,12 +58,16 @@ def decompress(
     inputs: tuple[Path, ...], output: Path | None, model: str | None, device: str, jobs: int, only: str | None,
     force: bool, as_json: bool,
 ) -> None:
-    """Decode .vdz files to images, bit for bit what was compressed: PNG unless the output's suffix says otherwise.
+    """Decode .vdz files to images, bit for bit what was compressed, in the format that they had or that the output's
+    suffix says.
 
-    Images that no model can code (16 bits, transparency, palettes) come back as the files they were. An archive becomes
-    a folder, by default beside it, with the names and times that its images had; those that were JPEGs or of another
-    lossy format get .png behind their names. A format that cannot hold an image's metadata, such as BMP, is refused.
+    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, and images that no
+    model can code (16 bits, transparency, palettes) as the files they were. Pixels of JPEG and WebP become PNG, with
+    .png behind the names. An archive becomes a folder, by default beside it, with the names and times that its images
+    had. A format that cannot hold what a file held beside its pixels is refused.
     """
+
+    written = set[Path]()
 
     def work(path: Path) -> None:
         with open_input(path) as file:
@@ -59,14 +82,16 @@ def decompress(
             raise click.UsageError(f"{path}: is no archive, so --only has no meaning")
         to_file = output is not None and output != STREAM and not output.is_dir()
         wanted = (output.suffix.lower() or None) if to_file and output is not None else None
-        refuse_existing(output_path(path, output, wanted or ".png", len(inputs) > 1), force)
+        from vdvae_codec.codec.restore import single_suffix
+
+        refuse_existing(output_path(path, output, wanted or single_suffix(archive), len(inputs) > 1), force, inputs)
         begun = time.perf_counter()
         image, suffix = archive[0].to_bytes(wanted)
         out = output_path(path, output, suffix, len(inputs) > 1)
         write_output(out, image, force)
         row = {"input": str(path), "output": str(out), "output_bytes": len(image)}
         row |= {"seconds": round(time.perf_counter() - begun, 3)}
-        say(json.dumps(row) if as_json else f"{path} -> {out}: {len(image)} bytes", err=out == STREAM)
+        say(json.dumps(row) if as_json else f"{path} -> {out}: {len(image)} bytes", err=to_stdout)
 
     def folder_work(path: Path, archive: Archive) -> None:
         from vdvae_codec.codec.restore import files
@@ -77,19 +102,28 @@ def decompress(
         lost, lose = collected()
         begun, count, size = time.perf_counter(), 0, 0
         for name, image, modified in files(archive, wanted, lost=lambda line: lose(f"{path}: {line}")):
-            write_image(folder / name, image, modified, force)
-            count, size = count + 1, size + len(image)
+            try:
+                if folder / name in written:
+                    raise click.ClickException(shown(f"{folder / name}: an image of another archive is there"))
+                write_image(folder / name, image, modified, force)
+                written.add(folder / name)
+                count, size = count + 1, size + len(image)
+            except (click.ClickException, OSError) as error:
+                lose(error.message if isinstance(error, click.ClickException) else f"{folder / name}: {error.strerror}")
         if only is not None and not count and not lost:
             raise click.ClickException(f"{path}: holds no image {only}")
         row = {"input": str(path), "output": str(folder), "images": count, "output_bytes": size, "lost": lost}
         row |= {"seconds": round(time.perf_counter() - begun, 3)}
-        say(json.dumps(row) if as_json else f"{path} -> {folder}: {count} images, {size} bytes")
+        say(json.dumps(row) if as_json else f"{path} -> {folder}: {count} images, {size} bytes", err=to_stdout)
         if lost:
-            raise click.ClickException(f"{path}: damaged; what could be read is in {folder}")
+            raise click.ClickException(shown(f"{path}: not all of it could be restored; the rest is in {folder}"))
 
     def wanted(name: str) -> bool:
         return only is None or fnmatch.fnmatchcase(name, only)
 
+    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    if len(inputs) > 1 and (output is None or output.is_dir()):
+        refuse_same((path, output_path(path, output, "", True)) for path in inputs)
     with helpers(jobs, inputs, model or DEFAULT_MODEL) as sharing:
         each(inputs, work, jobs)
 

@@ -34,8 +34,14 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
     """Turns the package's errors and the system's into click's: one line on stderr, exit status 1."""
     try:
         yield
-    except (VdvaeCodecError, OSError, MemoryError) as error:
-        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
+    except (VdvaeCodecError, OSError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+        elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in text):
+            text = "not enough memory"
+        elif isinstance(error, RuntimeError):
+            raise
         text = text or type(error).__name__
         if path is not None and str(path) not in text:
             text = f"{path}: {text}"
@@ -55,7 +61,11 @@ def collected() -> tuple[list[str], Callable[[str], None]]:
 
 def read_input(path: Path) -> bytes:
     """The bytes of a file, or of stdin for ``-``."""
-    return sys.stdin.buffer.read() if path == STREAM else path.read_bytes()
+    if path != STREAM:
+        return path.read_bytes()
+    if sys.stdin is None:
+        raise click.ClickException("stdin is closed")
+    return sys.stdin.buffer.read()
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -75,13 +85,30 @@ def output_path(source: Path, out: Path | None, suffix: str, many: bool) -> Path
     if out.is_dir():
         return out / ("stdin" + suffix if source == STREAM else name)
     if many:
-        raise click.UsageError(f"{out}: with several inputs, -o must be an existing folder")
+        raise click.UsageError(shown(f"{out}: with several inputs, -o must be an existing folder"))
     return out
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    if path != STREAM and path.exists() and not force:
+def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuses to write over a file unless ``force``d, and over one of the ``inputs`` or what is no file in any case."""
+    if path == STREAM or not path.exists():
+        return
+    if any(source != STREAM and source.exists() and path.samefile(source) for source in inputs):
+        raise click.ClickException(shown(f"{path}: is an input, which is never overwritten"))
+    if not path.is_file():
+        raise click.ClickException(shown(f"{path}: is no regular file, and is not replaced by one"))
+    if not force:
         raise click.ClickException(shown(f"{path}: exists already; --force overwrites it"))
+
+
+def refuse_same(outputs: Iterable[tuple[Path, Path]]) -> None:
+    """Refuses inputs, of (input, output), that would be written to one output."""
+    taken: dict[Path, Path] = {}
+    for source, out in outputs:
+        place = out.parent.resolve() / out.name
+        if place in taken:
+            raise click.UsageError(shown(f"{taken[place]} and {source} would both be written to {out}"))
+        taken[place] = source
 
 
 def write_output(path: Path, data: bytes, force: bool) -> None:
@@ -92,14 +119,26 @@ def write_output(path: Path, data: bytes, force: bool) -> None:
 
 @contextlib.contextmanager
 def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
-    """A file under a temporary name that is renamed at the end, or stdout: it appears complete or not at all."""
+    """A file under a temporary name that is renamed at the end, or stdout: it appears complete or not at all.
+
+    Of a link, the file that it points to.
+    """
     if path == STREAM:
+        if sys.stdout is None:
+            raise click.ClickException("stdout is closed")
+        if sys.stdout.isatty():
+            raise click.ClickException("stdout is a terminal, which cannot show this: > and a file's name take it")
         whole = BytesIO()
         yield whole
         sys.stdout.buffer.write(whole.getbuffer())
         sys.stdout.buffer.flush()
         return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    refuse_existing(path, force)
+    path = path.resolve() if path.is_symlink() else path
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".vdvae-codec-", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

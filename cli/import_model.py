@@ -8,14 +8,15 @@ import click
 
 from .export import show
 from .files import one_line_errors, say
+from .options import FilePath
 
 
 @click.command("import", epilog="Example: vdvae-codec import cifar10-seed1-iter-1050000-model-ema.th "
                "--preset cifar10 -o vdvae-cifar10")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=FilePath(exists=True, dir_okay=False))
 @click.option("--preset", required=True, metavar="NAME|TOML", help="The architecture: cifar10, imagenet32, ...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The model's new folder.")
-@click.option("--data", type=click.Path(path_type=Path),
+@click.option("-o", "--output", required=True, type=FilePath(), help="The model's new folder.")
+@click.option("--data", type=FilePath(),
               help="Images, as train takes them, that calibrate the exact model, without which it cannot code.")
 def import_model(file: Path, preset: str, output: Path, data: Path | None) -> None:
     """Read a checkpoint of OpenAI's VDVAE code and write it as a model of ours.

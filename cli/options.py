@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from vdvae_codec import DEFAULT_MODEL
 
+MOST_THREADS = 1024  # more than any library takes
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FilePath(click.Path):
+    """A path that is not empty: pathlib takes that for the current folder. Whether it can be read is found when it is,
+    so that a file that cannot costs no other one."""
+
+    def __init__(self, **kinds: Any):
+        super().__init__(path_type=Path, readable=False, **kinds)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty name is no file and no folder", param, ctx)
+        if str(value).endswith(os.sep) and not os.path.isdir(value):
+            self.fail(f"{click.format_filename(value)}: no such folder", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def model_option(
@@ -39,7 +56,7 @@ def use_threads(context: click.Context, parameter: click.Parameter, threads: int
 
 def threads_option() -> Callable[[Command], Command]:
     return click.option(
-        "--threads", type=click.IntRange(1), callback=use_threads, expose_value=False,
+        "--threads", type=click.IntRange(1, MOST_THREADS), callback=use_threads, expose_value=False,
         help="CPU threads of a process; by default all cores.",
     )
 

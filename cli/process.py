@@ -30,13 +30,15 @@ def tune_process() -> None:
 
 @contextlib.contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """Context in which SIGTERM ends the process as an exception does, so that unfinished outputs are removed."""
+    """Context in which SIGTERM and SIGHUP end the process as an exception does: unfinished outputs are removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    old = signal.signal(signal.SIGTERM, leave)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {number: signal.signal(number, leave) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, action in old.items():
+            signal.signal(number, action)

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 from .files import STREAM, one_line_errors, read_input, refuse_existing, say, write_output
-from .options import device_option, force_option, json_option, model_option
+from .options import FilePath, device_option, force_option, json_option, model_option
 from .sample import DRAWN, picture_option
 
 
 @click.command(epilog="Example: vdvae-codec reconstruct photo.png -o sheet.png")
-@click.argument("image", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("image", type=FilePath(allow_dash=True))
 @picture_option()
 @model_option()
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
@@ -31,7 +31,7 @@ def reconstruct(
     The table has the exact ELBO, in bits and in bits per dim.
     """
     with one_line_errors(image):
-        refuse_existing(output, force)
+        refuse_existing(output, force, [image])
         data = read_input(image)
         from vdvae_codec.codec import inspect
         from vdvae_codec.images.files import write_image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .files import STREAM, one_line_errors, refuse_existing, say, write_output
-from .options import Command, device_option, force_option, model_option
+from .options import Command, FilePath, device_option, force_option, model_option
 
 if TYPE_CHECKING:
     from vdvae_codec.model.vdvae import VDVAE
@@ -19,7 +19,7 @@ DRAWN = "Where the networks run; what is drawn differs between them."
 
 def picture_option() -> Callable[[Command], Command]:
     return click.option(
-        "-o", "--output", required=True, type=click.Path(path_type=Path, allow_dash=True, dir_okay=False),
+        "-o", "--output", required=True, type=FilePath(allow_dash=True, dir_okay=False),
         help="A lossless image file (its suffix chooses the format), or - for PNG on stdout.",
     )
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import collected, one_line_errors, output_file, refuse_existing, say
-from .options import device_option, force_option, json_option, model_option, threads_option
+from .files import collected, one_line_errors, output_file, refuse_existing, say, shown
+from .options import FilePath, device_option, force_option, json_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.store import Released
 
 
 @click.command(epilog="Example: vdvae-codec score photos/ --report report.html")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath())
 @model_option()
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K",
               help="Samples of the importance weighted bound.")
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @click.option("--fpr", type=click.FloatRange(0, 1, min_open=True), default=0.01, show_default=True,
               help="Share of the images that belong that are flagged nevertheless.")
 @click.option("--fail-on-ood", is_flag=True, help="Exit with 1 if an image is flagged.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("-o", "--output", type=FilePath(dir_okay=False),
               help="All scores and terms: .jsonl, .csv or (with pyarrow) .parquet, in the order of the images.")
 @click.option("--resume", is_flag=True, help="Go on with the .jsonl that an interrupted run left.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="A page (HTML) that opens offline.")
-@click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--report", type=FilePath(dir_okay=False), help="A page (HTML) that opens offline.")
+@click.option("--heatmap", type=FilePath(dir_okay=False),
               help="A PNG of the bits of each pixel of a single image.")
 @device_option()
 @threads_option()
@@ -50,14 +50,18 @@ def score(
     if heatmap is not None and (len(inputs) > 1 or inputs[0].is_dir()):
         raise click.UsageError("--heatmap is for a single image")
     if output is not None and output.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise click.UsageError(f"{output}: expected .jsonl, .csv or .parquet")
+        raise click.UsageError(shown(f"{output}: expected .jsonl, .csv or .parquet"))
+    if heatmap is not None and heatmap.suffix.lower() != ".png":
+        raise click.UsageError(shown(f"{heatmap}: expected .png"))
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise click.UsageError(shown(f"{report}: expected .html"))
     if resume and (output is None or output.suffix != ".jsonl"):
         raise click.UsageError("--resume goes on with a .jsonl: give its name with -o")
     failed, fail = collected()
     with one_line_errors():
         for out in (output, report, heatmap):
             if out is not None:
-                refuse_existing(out, force)
+                refuse_existing(out, force, inputs)
         from vdvae_codec.codec.store import load_released
         from vdvae_codec.scoring.output import rows_file
         from vdvae_codec.scoring.score import find_calibration, named, score_images
@@ -65,7 +69,7 @@ def score(
 
         released = load_released(model, device)
         calibration = find_calibration(released, samples)
-        images = list(named(inputs))
+        images = list(named(inputs, fail))
         head = {"digest": released.digest.hex(), "samples": samples, "llr": llr}
         with contextlib.ExitStack() as stack:
             done, write = stack.enter_context(rows_file(output, head, resume)) if output else ([], None)
@@ -92,7 +96,7 @@ def score(
         say(f"{len(failed)} of {len(images)} images could not be read", err=True)
     if not rows:
         raise click.ClickException("no images were scored")
-    if fail_on_ood and flagged:
+    if failed or (fail_on_ood and flagged):
         raise click.exceptions.Exit(1)
 
 

@@ -11,18 +11,18 @@ import click
 from vdvae_codec import DEFAULT_MODEL
 
 from .files import one_line_errors, say
-from .options import device_option, model_option, threads_option
+from .options import FilePath, device_option, model_option, threads_option
 
 
 @click.command(epilog=f"Example: vdvae-codec train --model {DEFAULT_MODEL} --data photos/ --out run --minutes 60")
 @model_option("Architecture and recipe: a shipped model, a folder, or a .toml file; by default the run's own with "
               f"--resume, those of --init, else {DEFAULT_MODEL}'s.", None)
-@click.option("--data", required=True, type=click.Path(path_type=Path),
+@click.option("--data", required=True, type=FilePath(),
               help="Images: a folder (searched recursively) of image files, .tar shards, CIFAR-10 or ImageNet32/64 "
                    "batches; or one .npy, .npz (FILE.npz:KEY names the array), .tar or batch file.")
-@click.option("--val", type=click.Path(path_type=Path),
+@click.option("--val", type=FilePath(),
               help="Validation images, likewise; by default 5 % of the images of --data are held out.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--out", required=True, type=FilePath(), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's latest checkpoint.")
 @click.option("--init", "init", metavar="RUN|CHECKPOINT|MODEL",
               help="Start with its averaged weights, or with the integers of a released model (a name or a folder), at "

@@ -72,10 +72,10 @@ def test_every_kind_of_image_comes_back(every_kind: Path, tmp_path: Path) -> Non
 def test_metadata_survives(every_kind: Path, tmp_path: Path) -> None:
     vdz = every_kind / "packed" / "metadata.vdz"
     with open_archive(vdz) as archive:
-        assert set(archive.entries[0].metadata) == {"icc", "exif", "xmp"}
+        assert archive[0].portable() == {"icc": ICC, "exif": exif(6), "xmp": XMP}
     done("decompress", vdz, "-o", tmp_path / "out.png")
     picture = read_picture((tmp_path / "out.png").read_bytes(), "out.png")
-    assert picture.metadata == {"icc": ICC, "exif": exif(6), "xmp": XMP}
+    assert picture.portable() == {"icc": ICC, "exif": exif(6), "xmp": XMP}
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".ppm"])
@@ -291,10 +291,10 @@ def test_names_reach_the_terminal_without_control_characters(
 ) -> None:
     odd = "a\x1b[31mb\u202egnp.c\x07.png"
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / odd).write_text("no image")
+    (tmp_path / "in" / f"2{odd}").write_text("no image")
     (tmp_path / "in" / odd.replace("png", "txt")).write_text("no image")
     (tmp_path / odd).write_bytes(photo_png.read_bytes())
-    files = tmp_path / odd, tmp_path / "in" / odd
+    files = tmp_path / odd, tmp_path / "in" / f"2{odd}"
     for result in (
         run("compress", tmp_path / "in", *files, "-o", tmp_path, "--model", tiny_folder),
         run("score", *files, "--model", tiny_folder),

@@ -47,7 +47,10 @@ main()
 
 @pytest.mark.parametrize(
     ("kind", "number", "jobs"),
-    [("files", signal.SIGINT, 1), ("files", signal.SIGTERM, 2), ("folder", signal.SIGTERM, 1)],
+    [
+        ("files", signal.SIGINT, 1), ("files", signal.SIGTERM, 2), ("folder", signal.SIGTERM, 1),
+        ("files", signal.SIGHUP, 2), ("folder", signal.SIGHUP, 1),
+    ],
 )
 def test_an_interrupted_command_leaves_nothing(
     kind: str, number: signal.Signals, jobs: int, photo_png: Path, tiny_folder: Path, tmp_path: Path

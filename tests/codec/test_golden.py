@@ -39,6 +39,13 @@ def test_golden_archive_decodes_to_its_images() -> None:
             check_same(picture.to_bytes(".png")[0], GOLDEN / "archive" / picture.name)
 
 
+def test_golden_frames() -> None:
+    with open_archive(GOLDEN / "framed.vdz", device="cpu") as archive:
+        png, bmp = archive
+        check_same(png.to_bytes()[0], GOLDEN / "framed" / "a.png")
+        assert bmp.to_bytes() == ((GOLDEN / "framed" / "b.bmp").read_bytes(), ".bmp")
+
+
 def test_there_is_one_of_each_kind() -> None:
     rows = {path.stem: info(BytesIO(path.read_bytes())) for path in GOLDEN.glob("*.vdz")}
     assert {row["version"] for row in rows.values()} == {1}

@@ -19,7 +19,17 @@ from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
 from vdvae_codec.format.whole import replacing
-from vdvae_codec.images.files import SUFFIXES, Picture, image_files, picture_of, read_picture
+from vdvae_codec.images.files import (
+    SUFFIXES,
+    Picture,
+    all_files,
+    is_image_name,
+    is_image_suffix,
+    picture_of,
+    read_picture,
+    same_format,
+)
+from vdvae_codec.images.frame import suffix_of
 
 SEGMENT = 10_000  # images of a segment
 SEGMENT_PIXELS = 2**26  # of a segment: bounds the memory
@@ -117,13 +127,14 @@ def named(picture: Picture) -> Picture:
 
 class Folder:
     """The images below a folder, in the order of their paths, each read when its turn comes; ``failed`` gets a line for
-    each that cannot be read. ``others`` are the names of files that are no images."""
+    each that cannot be read, and ``notice`` what should be known of others. ``others`` are the names of files that are
+    no images."""
 
-    def __init__(self, folder: Path, failed: Callable[[str], None]):
-        self._folder, self._failed, self._paths = folder, failed, list(image_files(folder))
-        known = set(self._paths)
-        files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in known)
-        self.others = [path.relative_to(folder).as_posix() for path in files]
+    def __init__(self, folder: Path, failed: Callable[[str], None], notice: Callable[[str], None] = lambda line: None):
+        self._folder, self._failed, self._notice = folder, failed, notice
+        files = all_files(folder, failed)
+        self._paths = [path for path in files if is_image_name(path)]
+        self.others = [path.relative_to(folder).as_posix() for path in files if not is_image_name(path)]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -132,7 +143,10 @@ class Folder:
         for path in self._paths:
             name = path.relative_to(self._folder).as_posix()
             try:
-                yield named(read_picture(path.read_bytes(), name, int(path.stat().st_mtime)))
+                picture = named(read_picture(path.read_bytes(), name, int(path.stat().st_mtime)))
+                if picture.notice:
+                    self._notice(f"{path}: {picture.notice}")
+                yield picture
             except OSError as error:
                 self._failed(f"{path}: {error.strerror}")
             except ImageError as error:
@@ -331,11 +345,16 @@ class Archive:
 
 
 def file_name(picture: Picture) -> str:
-    """Of the file that a picture of an archive becomes: its own, if its format is lossless and holds its metadata, or
-    with .png behind."""
+    """Of the file that a picture of an archive becomes: its own, if that is what its file was, or if its format is
+    lossless and holds its metadata; else with the suffix behind of what it was, or of .png."""
     own = PurePosixPath(picture.name).suffix.lower()
-    if picture.data:
+    frame = picture.metadata.get("frame", b"")
+    if picture.data and own and not is_image_suffix(own):
+        return picture.name + picture.suffix
+    if picture.data or (frame and same_format(own, suffix_of(frame))):
         return picture.name
+    if frame:
+        return picture.name + suffix_of(frame)
     grey = picture.pixels is not None and picture.pixels.shape[2] == 1
     keeps = own in SUFFIXES and (own != ".pgm" or grey) and not (picture.metadata and own in PLAIN_SUFFIXES)
     return picture.name if keeps else picture.name + ".png"

@@ -17,7 +17,7 @@ from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, quick_size, rough_size
-from vdvae_codec.images.files import Picture, file_pixels, read_picture
+from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix
 from vdvae_codec.transforms import Coded
 
 SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
@@ -103,9 +103,9 @@ def coded_entry(picture: Picture, side_info: bytes) -> Entry:
 
 
 def file_entry(picture: Picture, data: bytes, suffix: str) -> Entry:
-    """Metadata is in the input itself, and in a file with transparency; with others it is the table's."""
+    """Metadata is in the input itself; of any other file it is the table's."""
     original = data is picture.data
-    metadata = {} if original or picture.pixels is None else picture.metadata
+    metadata = {} if original else picture.metadata
     return Entry(
         picture.name, picture.modified, picture.height, picture.width, 0, len(data), suffix, original, metadata
     )
@@ -135,11 +135,12 @@ def decode(
 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
     metadata = {key: value for key, value in entry.metadata.items() if key != "side_info"}
+    if entry.original and not is_image_suffix(entry.suffix):
+        raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
         pixels = file_pixels(file, FORMATS)  # others may run programs (EPS), and are never written
         if pixels.shape[:2] != (entry.height, entry.width):
             raise FormatError(f"the stored {entry.suffix} file is not of the size that the table says")
-        metadata = metadata or read_picture(file, entry.suffix).metadata
     data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
     return Picture(entry.name, pixels, data, suffix, entry.width, entry.height, metadata, entry.modified)
 

@@ -10,6 +10,7 @@ from vdvae_codec.codec.archive import Archive, file_name
 from vdvae_codec.errors import FormatError, ImageError
 from vdvae_codec.format.vdz import Found, Segment
 from vdvae_codec.images.files import Picture
+from vdvae_codec.images.frame import suffix_of
 
 
 def is_single(archive: Archive) -> bool:
@@ -23,6 +24,12 @@ def is_single(archive: Archive) -> bool:
     return len(reader.segments) == 1 and [entry.name for entry in reader.entries(reader.segments[0])] == [""]
 
 
+def single_suffix(archive: Archive) -> str:
+    """Of the file that the only image of a .vdz becomes by default; nothing is decoded. Raises ImageError."""
+    (entry,) = archive.entries
+    return entry.suffix if entry.original else suffix_of(entry.metadata.get("frame", b""))
+
+
 def files(
     archive: Archive, only: Callable[[str], bool] = lambda name: True, *, lost: Callable[[str], None]
 ) -> Iterator[tuple[str, bytes, int | None]]:
@@ -32,8 +39,8 @@ def files(
     """
     own, given = own_names(archive), set[str]()
     for picture in archive.pictures(only, lost=lost):
-        name = free_name(picture, own)
         try:
+            name = free_name(picture, own)
             if name in given:
                 raise ImageError(f"{name}: another image before it has this name")
             suffix = None if picture.data else PurePosixPath(name).suffix

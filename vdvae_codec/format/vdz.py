@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 MAGIC = b"\x89VDZ\r\n\x1a\n"
 VERSION = 1
-KEYS = ("icc", "exif", "xmp", "side_info")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "side_info", "frame")  # a key's code is its position
 MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
 MAX_NAMES = 1 << 24  # bytes of a table that are names
 MAX_NAME = 1 << 12  # characters

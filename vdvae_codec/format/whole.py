@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file under another name that becomes ``path`` at the end; in case of an error ``path`` stays as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A file under another name that becomes ``path``, or what that links to, at the end; in case of an error nothing
+    changes."""
+    path = path.resolve() if path.is_symlink() else path
+    temporary = path.with_name(f".vdvae-codec-{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -19,19 +19,16 @@ _PNG_FRAME = 57  # bytes of a PNG around its compressed pixels
 def best_file(picture: Picture) -> tuple[bytes, str]:
     """The smallest file that holds exactly the picture, and its suffix: the input itself, a WebP or a PNG.
 
-    If the picture has ``pixels`` then a new file carries no metadata: that is the container's, and counted here. The
+    A new file carries no metadata: that is the container's, and counted here. The
     input itself is ``picture.data``, the same object. Raises ImageError for pixels that no such file can hold.
     """
     best, suffix, limit = picture.data, picture.suffix, len(picture.data) or sys.maxsize
-    if picture.pixels is None:
-        pixels, carried = rgba_pixels(picture.data), picture.metadata
-    else:
-        pixels, carried = picture.pixels, {}
-        limit -= sum(len(zlib.compress(value)) for value in picture.metadata.values())
-    if pixels is None:
+    pixels = rgba_pixels(picture.data) if picture.pixels is None else picture.pixels
+    if pixels is None or picture.notice:
         return best, suffix
+    limit -= sum(len(zlib.compress(value)) for value in picture.metadata.values())
     for format, options in _coders(pixels):
-        data = encode(pixels, format, carried, options)
+        data = encode(pixels, format, {}, options)
         if len(data) < limit and np.array_equal(file_pixels(data), pixels):
             best, suffix, limit = data, f".{format.lower()}", len(data)
     if not best:

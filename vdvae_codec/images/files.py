@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,11 +16,15 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vdvae_codec.errors import ImageError
+from vdvae_codec.images.carried import holds_more
+from vdvae_codec.images.frame import frame_of, framed, lost_elsewhere, suffix_of
 
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
 
 _RUN_PROGRAMS = ("EPS",)  # formats that Pillow gives to other programs to read: refused
+_STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow recognises, and reads with other programs only
+_PLUGINS = {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".dng"}
 _INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of metadata to Pillow's
 _FORMATS = {
     ".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
@@ -29,10 +34,12 @@ OPTIONS: dict[str, dict[str, int]] = {  # by Pillow's name of the format
     "PNG": {"compress_level": 4},
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
+_SAME = {".tiff": ".tif"}  # suffixes of one format
+_MAX_FRAME = 1 << 24  # bytes; a file that has more is kept as it is
 _PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
 # tags that say where and how a TIFF's own pixels lie
 _TIFF_LAYOUT = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338}
-_TIFF_BITS, _TIFF_SAMPLES, _TIFF_CHILDREN, _TIFF_XMP = 258, 277, 330, 700
+_TIFF_BITS, _TIFF_ORIENTATION, _TIFF_SAMPLES, _TIFF_CHILDREN, _TIFF_XMP, _TIFF_ICC = 258, 274, 277, 330, 700, 34675
 _SPACE = rb"\s+(?:#[^\r\n]*[\r\n]\s*)*"
 _PPM_HEADER = re.compile(rb"P([2356])%b(\d+)%b(\d+)%b(\d+)\s" % (_SPACE, _SPACE, _SPACE))
 
@@ -52,13 +59,15 @@ class Picture:
     suffix: str  # of the file's name, or else of its format: lower case with the dot
     width: int
     height: int
-    metadata: dict[str, bytes]  # icc, exif, xmp where present
+    metadata: dict[str, bytes]  # the frame (``images.frame``), or icc, exif and xmp, where present
     modified: int | None = None  # seconds since 1970
+    notice: str = ""  # what a person should know of the file
 
     def to_bytes(self, suffix: str | None = None) -> tuple[bytes, str]:
         """An image file and its suffix: the file itself where there is one, else pixels and metadata as ``suffix``.
 
-        By default .png. Raises ImageError for another suffix than the file's, and as ``write_image``.
+        By default that of the file that it was, if there is a frame of it, else .png. Raises ImageError for another
+        suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
         """
         if self.data:
             if suffix is not None and suffix.lower() != self.suffix:
@@ -67,8 +76,32 @@ class Picture:
             return self.data, self.suffix
         if self.pixels is None:
             raise ImageError(f"{self.name or 'the image'}: neither a file nor pixels")
-        suffix = (suffix or ".png").lower()
-        return write_image(self.pixels, self.metadata, suffix), suffix
+        frame = self.metadata.get("frame", b"")
+        if not frame:
+            suffix = (suffix or ".png").lower()
+            return write_image(self.pixels, self.metadata, suffix), suffix
+        own = suffix_of(frame)
+        suffix = (suffix or own).lower()
+        file = framed(frame, self.pixels)
+        if same_format(suffix, own):
+            return file, suffix
+        if lost := lost_elsewhere(frame):
+            raise ImageError(
+                f"{suffix}: would lose what the {own} file held beside its pixels ({', '.join(lost)}); {own} holds it"
+            )
+        return write_image(self.pixels, self.portable(), suffix), suffix
+
+    def portable(self) -> dict[str, bytes]:
+        """Colour profile, EXIF and XMP (icc, exif, xmp) where there are any, as other formats hold them too."""
+        frame = self.metadata.get("frame", b"")
+        if not frame or self.pixels is None:
+            return self.metadata
+        with _opened(framed(frame, self.pixels), self.name or "the image") as image:
+            return _portable(image)
+
+
+def same_format(suffix: str, other: str) -> bool:
+    return _SAME.get(suffix, suffix) == _SAME.get(other, other)
 
 
 class _NoLimits:
@@ -140,25 +173,85 @@ def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def image_files(folder: Path) -> Iterator[Path]:
-    """The files below a folder, sorted by path, that have the suffix of an image format that Pillow knows."""
-    suffixes = set(Image.registered_extensions())
-    return (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() in suffixes)
+def image_files(folder: Path, failed: Callable[[str], None] | None = None) -> Iterator[Path]:
+    """The files below a folder, sorted by path, that have the suffix of an image format that Pillow reads.
+
+    As ``all_files``.
+    """
+    return (path for path in all_files(folder, failed) if is_image_name(path))
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a path has the suffix of an image format that Pillow reads."""
+    format = Image.registered_extensions().get(path.suffix.lower())
+    return format in Image.OPEN and format not in (*_RUN_PROGRAMS, *_STUBS)
+
+
+def is_image_suffix(suffix: str) -> bool:
+    """Whether files of a suffix are images: of what Pillow knows, or a plug-in that may be missing here."""
+    return suffix.lower() in _PLUGINS or suffix.lower() in Image.registered_extensions()
+
+
+def all_files(folder: Path, failed: Callable[[str], None] | None = None) -> list[Path]:
+    """The files below a folder, sorted by path.
+
+    ``failed`` gets a line for each folder below it that cannot be read, and for links to folders, which are not
+    entered; without it the first raises OSError, and links are left out.
+    """
+    found: list[Path] = []
+
+    def trouble(error: OSError) -> None:
+        if failed is None:
+            raise error
+        failed(f"{error.filename}: {error.strerror}")
+
+    for root, folders, names in os.walk(folder, onerror=trouble):
+        found += (Path(root, name) for name in names)
+        for name in folders:
+            if failed is not None and Path(root, name).is_symlink():
+                failed(f"{Path(root, name)}: a link to a folder, which is not entered")
+    return sorted(path for path in found if is_file(path))
+
+
+def is_file(path: Path) -> bool:
+    """False too where that cannot be asked."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
     """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
 
-    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample and no transparency.
+    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample and no transparency, and
+    around it nothing but what ``metadata`` holds.
     """
     with _opened(data, name) as image:
+        tiles = list(getattr(image, "tile", ()))
         image.load()
-        pixels = _pixels(image) if image.mode in ("L", "RGB") and _is_still_8_bit(image, data) else None
-        entries = {key: image.info.get(theirs) for key, theirs in _INFO.items()}
-        metadata = {key: value for key, value in entries.items() if isinstance(value, bytes) and value}
         known = (Path(name).suffix.lower(), f".{image.format}".lower(), ".png")
         suffix = next(s for s in known if s in Image.registered_extensions())
-        return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified)
+        still = image.mode in ("L", "RGB", "RGBA") and _is_still_8_bit(image, data)
+        pixels = _pixels(image) if still else None
+        metadata, notice = _portable(image), ""
+        try:
+            frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
+            if frame is not None and len(frame) <= _MAX_FRAME:
+                metadata = {"frame": frame} if frame else {}
+            elif frame is not None or (pixels is not None and _holds_more(image, data, metadata)):
+                pixels = None
+        except ImageError as error:
+            pixels, notice = None, f"{error}; kept as it is"
+        if image.mode == "RGBA":
+            pixels = None
+        return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified, notice)
+
+
+def _portable(image: Image.Image) -> dict[str, bytes]:
+    """Colour profile, EXIF and XMP."""
+    entries = {key: image.info.get(theirs) for key, theirs in _INFO.items()}
+    return {key: value for key, value in entries.items() if isinstance(value, bytes) and value}
 
 
 def picture_of(pixels: np.ndarray, name: str = "", modified: int | None = None) -> Picture:
@@ -241,6 +334,7 @@ def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
     if image.format == "TIFF":  # no extra samples, and no image beside this one: raw photographs hide theirs there
         tags = image.tag_v2  # type: ignore[attr-defined]
         whole = tags.get(_TIFF_SAMPLES, 1) == len(image.getbands()) and _TIFF_CHILDREN not in tags
+        whole &= tags.get(_TIFF_ORIENTATION, 1) == 1  # Pillow would have turned the pixels
         return whole and all(bits == 8 for bits in tags.get(_TIFF_BITS, (1,)))
     if image.format == "PPM":
         header = _PPM_HEADER.match(data)
@@ -251,6 +345,29 @@ def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
     if image.format == "BMP":
         return data[24 if data[14] == 12 else 28] in (8, 24)  # the oldest header has 12 bytes
     return image.format in ("JPEG", "WEBP", "TGA", "QOI")
+
+
+def _holds_more(image: Image.Image, data: bytes, metadata: dict[str, bytes]) -> bool:
+    """Whether a file without a frame holds more than pixels and ``metadata``, to which a TIFF's tags are added as EXIF:
+    a TIFF does if one that is written with these has other tags."""
+    if image.format != "TIFF":
+        return holds_more(data, image.format or "")
+    tags = Image.Exif()
+    tags.update(_own_tags(image))
+    if len(tags):
+        metadata["exif"] = tags.tobytes()
+    try:
+        file = write_image(np.zeros((1, 1, 1), np.uint8), metadata, ".tif")
+    except ImageError:
+        return True
+    with Image.open(BytesIO(file)) as written:
+        return _own_tags(written) != _own_tags(image)
+
+
+def _own_tags(image: Image.Image) -> dict[int, object]:
+    """Tags of a TIFF less those that say where its pixels lie, its colour profile and its XMP."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    return {tag: tags[tag] for tag in tags if tag not in _TIFF_LAYOUT | {_TIFF_ICC, _TIFF_XMP}}
 
 
 def _tiff_tags(metadata: dict[str, bytes]) -> Image.Exif:

@@ -142,6 +142,8 @@ def calibrate(scored: Sequence[Scored], config: ModelConfig, digest: str, source
     ``samples`` is that of their bounds; ``source`` says what they are. Raises ModelError for too few.
     """
     found = [features(s, config) for s in scored]
+    if not found:
+        raise ModelError("no images to calibrate on")
     names = sorted({name for f in found for name in f})
     vectors = np.array([[f.get(name, math.nan) for name in names] for f in found]).reshape(-1, len(names))
     for column in vectors.T:  # a view

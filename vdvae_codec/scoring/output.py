@@ -60,8 +60,8 @@ def _lines_file(path: Path, head: Mapping[str, Any], resume: bool) -> Iterator[t
 
 def _resumed(partial: Path, head: Mapping[str, Any]) -> list[Row]:
     """The rows that an interrupted run left; what it wrote of a last one, if not all, is cut off."""
-    lines = [line for line in partial.read_text().splitlines(True) if line.endswith("\n")]
     try:
+        lines = [line for line in partial.read_text().splitlines(True) if line.endswith("\n")]
         found, *rows = map(json.loads, lines)
     except ValueError as error:
         raise VdvaeCodecError(f"{partial}: not what an interrupted run leaves; remove it to begin anew") from error
@@ -97,7 +97,7 @@ def csv_bytes(rows: Sequence[Row]) -> bytes:
     writer = csv.DictWriter(out, COLUMNS, restval="", extrasaction="ignore", lineterminator=os.linesep)
     writer.writeheader()
     writer.writerows(rows)
-    return out.getvalue().encode()
+    return out.getvalue().encode(errors="backslashreplace")  # names that are not UTF-8
 
 
 def heat_picture(bits: np.ndarray) -> Image.Image:

@@ -52,8 +52,11 @@ def find_calibration(released: Released, samples: int) -> Calibration | None:
     return Calibration.load(file, released.digest.hex(), samples) if file.exists() else None
 
 
-def named(images: Images) -> Iterator[tuple[str, Source]]:
-    """Images with their names, the images of folders sorted by path; an array of four dimensions is many images."""
+def named(images: Images, failed: Callable[[str], None] | None = None) -> Iterator[tuple[str, Source]]:
+    """Images with their names, the images of folders sorted by path; an array of four dimensions is many images.
+
+    ``failed`` as in ``images.files.all_files``.
+    """
     if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim < 4):
         images = [images]
     for n, image in enumerate(images):
@@ -63,7 +66,7 @@ def named(images: Images) -> Iterator[tuple[str, Source]]:
             yield str(n), image
         else:
             path = Path(image)
-            yield from ((str(file), file) for file in (image_files(path) if path.is_dir() else [path]))
+            yield from ((str(file), file) for file in (image_files(path, failed) if path.is_dir() else [path]))
 
 
 def read_pixels(source: Source, name: str) -> np.ndarray:

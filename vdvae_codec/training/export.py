@@ -35,8 +35,9 @@ CPU = torch.device("cpu")
 
 
 def export_run(run: Path, data: Path, output: Path, force: bool, tune_steps: int = 0) -> dict[str, Any]:
-    """Quantises the latest checkpoint of ``run`` and writes the model's folder ``output``; with ``tune_steps`` the weights
-    are trained through their rounding first (``training.rounding``).
+    """Quantises the latest checkpoint of ``run`` and writes the model's folder ``output``.
+
+    With ``tune_steps`` the weights are trained through their rounding first (``training.rounding``).
 
     Images of ``data`` (as ``sources.open_images`` takes them) calibrate, and others measure: what is returned has the
     negative ELBO in bits per dim of the float and of the exact model side by side. Raises ModelError if there is no

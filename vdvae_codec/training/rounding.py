@@ -24,8 +24,8 @@ WARMUP_STEPS = 50
 
 
 def tune(model: VDVAE, exact: VDVAE, crops: Crops, seed: int, steps: int) -> None:
-    """Trains the float ``model``'s weights in place on the CPU, in float32, as if they and what convolutions take in were
-    on the grids of its twin ``exact``, which stays as it is."""
+    """Trains the float ``model``'s weights in place on the CPU, in float32, as if they and what convolutions take in
+    were on the grids of its twin ``exact``, which stays as it is."""
     count = max(1, PIXELS // crops.side**2)
     adam = torch.optim.Adam(model.requires_grad_(True).parameters(), betas=(0.9, 0.999))
     with torch.inference_mode(False), torch.enable_grad(), rounded(model, exact), seeded(seed, torch.device("cpu")):
@@ -33,7 +33,7 @@ def tune(model: VDVAE, exact: VDVAE, crops: Crops, seed: int, steps: int) -> Non
             x = crops.batch((seed, 4, step), 0, count).float()
             kl, nll = stack_terms(elbo(model, x), x)
             adam.zero_grad()
-            (kl.sum() + nll.sum()).backward()
+            (kl.sum() + nll.sum()).backward()  # type: ignore[no-untyped-call]
             adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
             if all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters()):
                 adam.step()

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vdvae_codec.codec.archive import write
 from vdvae_codec.images.files import Picture, picture_of, read_picture, read_rgb, write_image
@@ -63,6 +63,13 @@ def main() -> None:
         ],
         segment=2,
     )  # fmt: skip
+    around = PngImagePlugin.PngInfo()
+    around.add_text("Title", "with more than pixels")
+    around.add(b"gAMA", (45455).to_bytes(4, "big"))
+    out = BytesIO()
+    Image.fromarray(photo[:48, :64]).save(out, "PNG", pnginfo=around, dpi=(300, 300))
+    rows = write_image(photo[50:90, :51], {}, ".bmp")
+    put("framed", [read_picture(out.getvalue() + b"behind", "a.png"), read_picture(rows, "b.bmp")])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,178 @@
+"""What an image file holds around its pixels, so that file = frame + pixels: the chunks of a PNG; of files that hold
+rows of pixels as they are (BMP, PPM, TGA and TIFF, as most programs write them) all other bytes.
+
+A frame is a byte that says of which kind it is, and what docs/format.md says behind it.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vdvae_codec.errors import ImageError
+
+CHUNKS, ROWS = b"\0", b"\1"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+XMP = b"XML:com.adobe.xmp\0"
+_BARE = (".bmp", ".ppm", ".pgm", ".pnm", ".tga")  # of formats that say little beyond the size
+_OF_ROWS = (*_BARE, ".tif", ".tiff")
+_STARTS = {b"BM": ".bmp", b"P": ".ppm", b"II*": ".tif", b"MM": ".tif"}
+_CHUNK = struct.Struct(">I4s")  # length and type
+_LAYOUT = struct.Struct("<8sIB")  # suffix, number of strips, and whether samples are B, G, R
+_STRIP = struct.Struct("<QIIB")  # place of the first row in the file, rows, bytes from one to the next, whether upwards
+Strip = tuple[int, int, int, int]
+
+
+def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequence[Any]) -> bytes | None:
+    """The frame of the file ``data``, whose pixels (H, W, C) uint8 Pillow found in ``tiles``; ``suffix`` is the file's.
+
+    Empty for a PNG that holds nothing but pixels; None where a file has no frame. A frame was tried: with the pixels it
+    gives the file's very bytes, or those of a PNG whose other chunks are the same. Raises ImageError for a damaged PNG.
+    """
+    if data.startswith(SIGNATURE):
+        return _chunk_frame(data)
+    if suffix not in _OF_ROWS:  # a name that does not fit
+        suffix = next((own for start, own in _STARTS.items() if data.startswith(start)), ".tga")
+    return None if pixels is None else _row_frame(data, suffix, pixels, tiles)
+
+
+def framed(frame: bytes, pixels: np.ndarray) -> bytes:
+    """The file of a frame and its pixels (H, W, C) uint8. Raises ImageError for what is no frame of them."""
+    try:
+        return _png(frame[1:], pixels) if suffix_of(frame) == ".png" else _file_of_rows(frame, pixels)
+    except (struct.error, ValueError) as error:
+        raise ImageError("the frame of the image does not fit its pixels") from error
+
+
+def suffix_of(frame: bytes) -> str:
+    """Of the file of a frame; that of none is a PNG. Raises ImageError for what no frame says."""
+    suffix = ".png" if frame[:1] in (b"", CHUNKS) else frame[1:9].rstrip(b"\0").decode("ascii", "replace")
+    if suffix not in (".png", *_OF_ROWS):
+        raise ImageError(f"a frame of {suffix!r}, which no file has")
+    return suffix
+
+
+def lost_elsewhere(frame: bytes) -> list[str]:
+    """What another format would not hold of the file of a frame, besides its colour profile, EXIF and XMP."""
+    if frame[:1] != CHUNKS:
+        return [] if suffix_of(frame) in _BARE else ["tags and bytes around its pixels"]
+    kinds = {kind: contents for kind, contents in _chunks_of(frame[1:])}
+    portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set())
+    names = {b"IEND": "bytes behind its end"}
+    return [names.get(kind, kind.decode("latin-1")) for kind in kinds if kind not in portable]
+
+
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and contents of each chunk of a PNG; what lies behind the last one comes as of the type IEND, if anything.
+
+    Raises ImageError for what ends early and for wrong checksums.
+    """
+    at, kind = len(SIGNATURE), b""
+    while kind != b"IEND":
+        if len(data) < at + 12:
+            raise ImageError("the PNG has no end chunk")
+        length, kind = _CHUNK.unpack_from(data, at)
+        contents, at = data[at + 8 : at + 8 + length], at + 12 + length
+        if len(data) < at or zlib.crc32(kind + contents) != int.from_bytes(data[at - 4 : at], "big"):
+            raise ImageError(f"the checksum of the PNG's chunk {kind.decode('latin-1')} is wrong")
+        if kind != b"IEND":
+            yield kind, contents
+    if at < len(data):
+        yield b"IEND", data[at:]
+
+
+def _chunk_frame(data: bytes) -> bytes:
+    """Length, type and contents of all chunks but IHDR; the first IDAT is empty, and there are no others."""
+    kept = [(kind, b"" if kind == b"IDAT" else contents) for kind, contents in chunks(data) if kind != b"IHDR"]
+    first = kept.index((b"IDAT", b""))
+    kept = [chunk for n, chunk in enumerate(kept) if chunk[0] != b"IDAT" or n == first]
+    if len(kept) == 1:
+        return b""
+    return CHUNKS + b"".join(_CHUNK.pack(len(contents), kind) + contents for kind, contents in kept)
+
+
+def _png(frame: bytes, pixels: np.ndarray) -> bytes:
+    out = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, "PNG", compress_level=4)
+    head, *body = chunks(out.getvalue())
+    parts, tail = [SIGNATURE, _chunk(*head)], b""
+    for kind, contents in _chunks_of(frame):
+        if kind == b"IDAT":
+            parts += [_chunk(*chunk) for chunk in body]
+        elif kind == b"IEND":
+            tail = contents
+        else:
+            parts.append(_chunk(kind, contents))
+    return b"".join([*parts, _chunk(b"IEND", b""), tail])
+
+
+def _chunks_of(frame: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(frame):
+        length, kind = _CHUNK.unpack_from(frame, at)
+        at += _CHUNK.size + length
+        if len(frame) < at:
+            raise ValueError("ends within a chunk")
+        yield kind, frame[at - length : at]
+
+
+def _chunk(kind: bytes, contents: bytes) -> bytes:
+    return _CHUNK.pack(len(contents), kind) + contents + zlib.crc32(kind + contents).to_bytes(4, "big")
+
+
+def _row_frame(data: bytes, suffix: str, pixels: np.ndarray, tiles: Sequence[Any]) -> bytes | None:
+    """Layout, strips, and all bytes of the file that are no pixels."""
+    strips: list[Strip] = []
+    bgr = False
+    for decoder, (left, top, right, bottom), place, args in tiles:
+        if decoder != "raw":
+            return None
+        mode, stride, direction = args if isinstance(args, tuple) and len(args) == 3 else (args, 0, 1)
+        if mode not in ("L", "RGB", "BGR") or (left, right) != (0, pixels.shape[1]):
+            return None
+        bgr = mode == "BGR"
+        strips.append((place, bottom - top, stride or pixels.shape[1] * pixels.shape[2], direction < 0))
+    head = ROWS + _LAYOUT.pack(suffix.encode(), len(strips), bgr) + b"".join(_STRIP.pack(*strip) for strip in strips)
+    try:
+        _, taken = _spread(strips, bgr, pixels, len(data))
+    except ValueError:
+        return None
+    frame = head + np.frombuffer(data, np.uint8)[~taken].tobytes()
+    return frame if framed(frame, pixels) == data else None
+
+
+def _file_of_rows(frame: bytes, pixels: np.ndarray) -> bytes:
+    _, count, bgr = _LAYOUT.unpack_from(frame, 1)
+    start = 1 + _LAYOUT.size + count * _STRIP.size
+    if len(frame) < start:
+        raise ValueError("ends within its strips")
+    strips = list(_STRIP.iter_unpack(frame[1 + _LAYOUT.size : start]))
+    rest = np.frombuffer(frame, np.uint8)[start:]
+    out, taken = _spread(strips, bool(bgr), pixels, len(rest) + pixels.size)
+    out[~taken] = rest
+    return out.tobytes()
+
+
+def _spread(strips: list[Strip], bgr: bool, pixels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A file (size,) uint8 with its pixels alone, and where they are (size,) bool. Raises ValueError."""
+    out, taken = np.zeros(size, np.uint8), np.zeros(size, bool)
+    rows = np.ascontiguousarray(pixels[..., ::-1] if bgr else pixels).reshape(len(pixels), -1)
+    own, top = rows.shape[1], 0
+    for place, count, stride, upwards in strips:
+        end = place + (count - 1) * stride + own
+        if not 0 < count <= len(rows) - top or stride < own or end > size:
+            raise ValueError("a strip lies outside")
+        part = rows[top : top + count]
+        for target, values in ((out, part[::-1] if upwards else part), (taken, np.True_)):
+            item = target.itemsize
+            np.lib.stride_tricks.as_strided(target[place:end], (count, own), (stride * item, item))[:] = values
+        top += count
+    if top != len(rows) or int(taken.sum()) != pixels.size:
+        raise ValueError("the strips do not hold the rows")
+    return out, taken
