@@ -40,6 +40,7 @@ def test_threads_soon_sleep_while_they_wait_unless_the_user_has_chosen(
 PROBE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from vdvae_codec.cli.main import main
 main()
 """
