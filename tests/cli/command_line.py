@@ -1,4 +1,4 @@
-"""The command line as users run it: in fresh processes."""
+"""The command line as users run it: in fresh processes, or in this one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from click.testing import CliRunner
 
+from vdvae_codec.cli.main import main
 from vdvae_codec.images.files import read_picture
 
 NATIVE = {"OMP_NUM_THREADS": "2"}
@@ -19,6 +21,14 @@ PROGRAM = Path(sys.executable).with_name("vdvae-codec")
 def run(*arguments: object, env: dict[str, str] = PLAIN, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     command = [str(PROGRAM), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, input=stdin, env=os.environ | env)
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    """Exit status and output of a run in this process."""
+    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
 
 
 def done(*arguments: object, env: dict[str, str] = PLAIN) -> list[str]:

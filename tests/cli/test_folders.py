@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from command_line import names, run
+from command_line import invoke, names, run
 from PIL import Image
 
 from vdvae_codec.cli.main import main
@@ -47,13 +47,6 @@ def folder(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.save(folder / name, quality=90)
     put("notes.txt", b"no image")
     return folder
-
-
-def invoke(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(main, [str(a) for a in arguments])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 @pytest.fixture(scope="module")

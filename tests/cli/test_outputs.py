@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from command_line import run
+from command_line import invoke, run
 
-from vdvae_codec.cli.main import main
 from vdvae_codec.codec.archive import decompress, open_archive
 from vdvae_codec.codec.store import Released
 from vdvae_codec.format.vdz import Entry, Segment, Writer
@@ -26,13 +24,6 @@ def images(photo: np.ndarray, tmp_path: Path) -> Path:
     for n, name in enumerate(("a.png", "a.bmp", "b.png", "sub/a.png")):
         (folder / name).write_bytes(write_image(photo[n : n + 24, :20], {}, name[-4:]))
     return folder
-
-
-def invoke(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(main, [str(a) for a in arguments])
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 def contents(folder: Path) -> dict[str, bytes]:
