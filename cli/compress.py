@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import STREAM, collected, each, output_file, output_path, read_input, refuse_existing, refuse_same, say
+from .files import (
+    collected,
+    each,
+    output_file,
+    output_path,
+    read_input,
+    refuse_existing,
+    refuse_same,
+    reports_apart,
+    say,
+)
 from .helpers import helpers
 from .options import FilePath, device_option, force_option, jobs_option, json_option, model_option, threads_option
 
@@ -66,7 +76,7 @@ def compress(
         if failed:
             raise click.ClickException(f"{len(failed)} files could not be read and are not in the archive")
 
-    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    to_stdout = reports_apart(inputs, output)
     if len(inputs) > 1:
         refuse_same((path, output_path(path, output, ".vdz", True)) for path in inputs)
     with helpers(jobs, inputs, model) as sharing:

@@ -18,10 +18,12 @@ from .files import (
     STREAM,
     collected,
     each,
+    one_line_errors,
     open_input,
     output_path,
     refuse_existing,
     refuse_same,
+    reports_apart,
     say,
     shown,
     write_output,
@@ -103,13 +105,15 @@ def decompress(
         begun, count, size = time.perf_counter(), 0, 0
         for name, image, modified in files(archive, wanted, lost=lambda line: lose(f"{path}: {line}")):
             try:
-                if folder / name in written:
-                    raise click.ClickException(shown(f"{folder / name}: an image of another archive is there"))
-                write_image(folder / name, image, modified, force)
-                written.add(folder / name)
-                count, size = count + 1, size + len(image)
-            except (click.ClickException, OSError) as error:
-                lose(error.message if isinstance(error, click.ClickException) else f"{folder / name}: {error.strerror}")
+                with one_line_errors(folder / name):
+                    if folder / name in written:
+                        raise click.ClickException(shown(f"{folder / name}: an image of another archive is there"))
+                    write_image(folder / name, image, modified, force)
+            except click.ClickException as error:
+                lose(error.message)
+                continue
+            written.add(folder / name)
+            count, size = count + 1, size + len(image)
         if only is not None and not count and not lost:
             raise click.ClickException(f"{path}: holds no image {only}")
         row = {"input": str(path), "output": str(folder), "images": count, "output_bytes": size, "lost": lost}
@@ -121,7 +125,7 @@ def decompress(
     def wanted(name: str) -> bool:
         return only is None or fnmatch.fnmatchcase(name, only)
 
-    to_stdout = output == STREAM or (output is None and STREAM in inputs)
+    to_stdout = reports_apart(inputs, output)
     if len(inputs) > 1 and (output is None or output.is_dir()):
         refuse_same((path, output_path(path, output, "", True)) for path in inputs)
     with helpers(jobs, inputs, model or DEFAULT_MODEL) as sharing:

@@ -111,6 +111,11 @@ def refuse_same(outputs: Iterable[tuple[Path, Path]]) -> None:
         taken[place] = source
 
 
+def reports_apart(inputs: Iterable[Path], out: Path | None) -> bool:
+    """Whether reports go to stderr, because a result goes to stdout."""
+    return out == STREAM or (out is None and STREAM in inputs)
+
+
 def write_output(path: Path, data: bytes, force: bool) -> None:
     """Writes a whole file, or to stdout."""
     with output_file(path, force) as file:
@@ -133,7 +138,6 @@ def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
         sys.stdout.buffer.write(whole.getbuffer())
         sys.stdout.buffer.flush()
         return
-    refuse_existing(path, force)
     path = path.resolve() if path.is_symlink() else path
     try:
         descriptor, name = tempfile.mkstemp(prefix=".vdvae-codec-", dir=path.parent)

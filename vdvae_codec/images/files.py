@@ -82,9 +82,8 @@ class Picture:
             return write_image(self.pixels, self.metadata, suffix), suffix
         own = suffix_of(frame)
         suffix = (suffix or own).lower()
-        file = framed(frame, self.pixels)
         if same_format(suffix, own):
-            return file, suffix
+            return framed(frame, self.pixels), suffix
         if lost := lost_elsewhere(frame):
             raise ImageError(
                 f"{suffix}: would lose what the {own} file held beside its pixels ({', '.join(lost)}); {own} holds it"
@@ -214,7 +213,7 @@ def all_files(folder: Path, failed: Callable[[str], None] | None = None) -> list
 
 
 def is_file(path: Path) -> bool:
-    """False too where that cannot be asked."""
+    """True too where that cannot be asked: reading it will say why."""
     try:
         return path.is_file()
     except OSError:
@@ -232,8 +231,7 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
         image.load()
         known = (Path(name).suffix.lower(), f".{image.format}".lower(), ".png")
         suffix = next(s for s in known if s in Image.registered_extensions())
-        still = image.mode in ("L", "RGB", "RGBA") and _is_still_8_bit(image, data)
-        pixels = _pixels(image) if still else None
+        pixels = _pixels(image) if image.mode in ("L", "RGB") and _is_still_8_bit(image, data) else None
         metadata, notice = _portable(image), ""
         try:
             frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
@@ -243,8 +241,6 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
                 pixels = None
         except ImageError as error:
             pixels, notice = None, f"{error}; kept as it is"
-        if image.mode == "RGBA":
-            pixels = None
         return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified, notice)
 
 

@@ -44,14 +44,13 @@ def tune(model: VDVAE, exact: VDVAE, crops: Crops, seed: int, steps: int) -> Non
 def rounded(model: VDVAE, exact: VDVAE) -> Iterator[None]:
     """Within it, convolutions of the float ``model`` multiply what those of ``exact`` do, with gradients as if nothing
     had been rounded. Latents are not rounded: their coder makes up for it (``exact.cdf.Tables.gaussian_scale``)."""
-    convolutions = [conv for conv in model.modules() if isinstance(conv, Conv)]
-    names = {module: name for name, module in model.named_modules()}
+    convolutions = {name: conv for name, conv in model.named_modules() if isinstance(conv, Conv)}
     try:
-        for conv in convolutions:
-            round_conv(conv, exact.get_submodule(names[conv]))
+        for name, conv in convolutions.items():
+            round_conv(conv, exact.get_submodule(name))
         yield
     finally:
-        for conv in convolutions:
+        for conv in convolutions.values():
             vars(conv).pop("take", None)
             vars(conv).pop("weights", None)
 
