@@ -21,7 +21,7 @@ from vdvae_codec.transforms.chroma import blocks_between
 
 CPU = torch.device("cpu")
 LATENTS = 4 * (16 + 64)  # of a tile of 32x32: channels, positions at both strides
-BITS_AT_MODE = math.log2(2 * math.sqrt(2 * math.pi))  # of N(0, 1) on a grid of 1/2
+BITS_AT_MODE = -math.log2(math.erf(math.sqrt(2)))  # of N(0, 1) on a grid of 4, at most: -2 to 2 is one point
 SIZES = [(1, 1), (1, 17), (47, 33), (64, 64), (100, 9)]
 
 
@@ -72,27 +72,6 @@ def test_groups(
     check_group(tiny_model, group, x, direct, words)
 
 
-def test_a_group_apart_rounds_its_latents_more(tiny_model: Released, photo: np.ndarray) -> None:
-    """What nobody borrows costs less; the law holds, and the latents are those of the coarser grid."""
-    x, group = whole(photo[:40, :56], tiny_model)
-    spent: list[Pushed] = []
-
-    def pushing(stack: Stack, x: np.ndarray) -> None:
-        found = push_group(tiny_model.model, tiny_model.tables, group, torch.from_numpy(x), stack, apart=True)
-        assert found is not None
-        spent.append(found)
-
-    def popping(stack: Stack) -> np.ndarray:
-        return pop_group(tiny_model.model, tiny_model.tables, group, stack, apart=True).numpy()
-
-    bits = check_inverse(pushing, popping, x.numpy(), 0)
-    fine, stack = check_group(tiny_model, group, x, True, 0), Stack()
-    assert 0 < spent[0].initial_bits < 0.7 * fine.initial_bits
-    assert bits < fine.tile_bits.sum()
-    push(tiny_model, group, x, stack, True)
-    assert not torch.equal(pop_group(tiny_model.model, tiny_model.tables, group, stack, apart=True), x)
-
-
 def test_groups_of_noise_and_extremes(tiny_model: Released) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for pixels in (noise, noise // 128 * 255, np.zeros_like(noise), np.full_like(noise, 255)):
@@ -105,7 +84,7 @@ def test_borrowing_is_cheaper_than_paying(tiny_model: Released, photo: np.ndarra
     assert all(layer.active.all() for layer in tiny_model.model.latent_layers)
     x, group = whole(photo[:64, :64], tiny_model)
     borrowed, direct = (check_group(tiny_model, group, x, d, 4000).tile_bits.sum() for d in (False, True))
-    assert borrowed < direct - 1.5 * 4 * LATENTS
+    assert borrowed < direct - 0.3 * 4 * LATENTS
 
 
 @pytest.mark.parametrize("words", [0, 1, 2, 20])
@@ -117,8 +96,9 @@ def test_a_group_that_wants_more_than_there_is_changes_nothing(
     before = stack.words()
     assert push(tiny_model, group, x, stack, direct=False) is None
     assert np.array_equal(stack.words(), before)
-    direct = push(tiny_model, group, x, stack, direct=True)
-    assert direct is not None and direct.initial_bits > 32 * 20 - MIN_BITS  # what it would have wanted
+    wanted = push(tiny_model, group, x, random_stack(200), direct=False)
+    assert wanted is not None and wanted.borrowed_bits > 32 * words - MIN_BITS
+    assert push(tiny_model, group, x, stack, direct=True) is not None
 
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0, 9.0])
@@ -149,7 +129,7 @@ def test_latents_whose_posterior_is_the_prior_cost_nothing(idle_model: Released,
     terms = exact_elbo(idle_model.model, idle_model.tables, group, x.clone())
     assert terms.kl_bits == [0, 0]
     cost = check_group(idle_model, group, x, direct=True, words=0)
-    assert cost.initial_bits == pytest.approx(len(x) * LATENTS * BITS_AT_MODE, rel=0.05)
+    assert 0 < cost.initial_bits <= len(x) * LATENTS * BITS_AT_MODE
     assert cost.tile_bits.sum() - cost.initial_bits == pytest.approx(sum(terms.pixel_bits), rel=3e-3)
     borrowed = check_group(idle_model, group, x, direct=False, words=4000)
     assert borrowed.tile_bits.sum() == pytest.approx(sum(terms.pixel_bits), rel=3e-3)

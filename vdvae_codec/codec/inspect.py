@@ -106,9 +106,7 @@ def direct_bits(
     runs, bits = tiles.runs_of([e.shape for e in segment.entries], released.config), 0.0
     for run, places in itertools.islice(tiles.placed(runs, segment.groups), segment.direct):
         x, group = tiles.tensor_of(images, places, run, masks, released.device)
-        pushed = push_group(
-            released.model, released.tables, group, x, Stack(), direct=True, apart=bool(segment.stacks)
-        )
+        pushed = push_group(released.model, released.tables, group, x, Stack(), direct=True)
         bits += pushed.initial_bits if pushed else 0.0
     return bits
 

@@ -155,7 +155,7 @@ def push_apart(task: Task) -> tuple[bytes, Pushed]:
     (released, group), stack = task.load(), Stack()
     assert task.x is not None
     x = torch.from_numpy(task.x).to(released.device).float()
-    pushed = push_group(released.model, released.tables, group, x, stack, apart=True)
+    pushed = push_group(released.model, released.tables, group, x, stack, direct=True)
     assert pushed is not None  # it borrows nothing
     return stack.words().astype("<u4").tobytes(), pushed
 
@@ -164,7 +164,7 @@ def push_apart(task: Task) -> tuple[bytes, Pushed]:
 def pop_apart(task: Task) -> np.ndarray:
     """A group's tiles (B, 3, h, w) uint8; raises FormatError if the words are none of theirs."""
     (released, group), stack = task.load(), Stack(np.frombuffer(task.words, "<u4"))
-    x = pop_group(released.model, released.tables, group, stack, apart=True)
+    x = pop_group(released.model, released.tables, group, stack, direct=True)
     if not stack.empty:
         raise FormatError("payload: bits are left over after the last pixel")
     tiles: np.ndarray = x.to(torch.uint8).cpu().numpy()

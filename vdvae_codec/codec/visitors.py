@@ -31,15 +31,15 @@ from vdvae_codec.model.layers.causal import CausalLayer
 from vdvae_codec.model.layers.latent import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE
 
-COARSER = 3  # latents from which nobody borrows lie on grids whose steps are 2^3 times as large: about 4 sigma
+COARSER = 3  # latents of groups that borrow nothing lie on grids whose steps are 2^3 times as large: about 4 sigma
 
 
 class Coding(Visitor):
     """What sender and receiver have in common: distributions to codecs, arrays to tensors."""
 
-    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, apart: bool = False):
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, direct: bool = False):
         self.model, self.tables, self.group, self.x = model, tables, group, x
-        self.coarser = COARSER if apart else 0
+        self.coarser = COARSER if direct else 0
 
     @cached_property
     def acts(self) -> Acts:
@@ -77,11 +77,9 @@ def nearest(mean: Tensor, exponent: int) -> Tensor:
 class Push(Coding):
     """Visitor that codes a group whose image x is known."""
 
-    def __init__(
-        self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool, apart: bool
-    ):
-        super().__init__(model, tables, group, x, apart)
-        self.sender = Sender(stack, direct or apart)
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group, x, direct)
+        self.sender = Sender(stack, direct)
         self.initial_bits = 0.0  # what the latents of a direct group cost beyond their share of the elbo
         self.layers: list[PixelLayer | LatentLayer] = []  # of what the sender pushes
         self.posterior_bits = np.zeros(len(x))  # (B,): of what is drawn for each tile, but for a constant
@@ -143,11 +141,9 @@ def by_tile(bits: np.ndarray, positions: Tensor | None, count: int, area: int) -
 class Pop(Coding):
     """Visitor that decodes a group and fills in x."""
 
-    def __init__(
-        self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool, apart: bool
-    ):
-        super().__init__(model, tables, group, x, apart)
-        self.receiver = Receiver(stack, direct or apart)
+    def __init__(self, model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool):
+        super().__init__(model, tables, group, x, direct)
+        self.receiver = Receiver(stack, direct)
 
     def latent(self, layer: LatentLayer, p: Gaussian, posterior: Callable[[Acts], Gaussian]) -> Tensor:
         if not layer.active.any():
@@ -181,16 +177,16 @@ class Pushed:
 
 
 def push_group(
-    model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool = False, apart: bool = False
+    model: VDVAE, tables: Tables, group: Group, x: Tensor, stack: Stack, direct: bool = False
 ) -> Pushed | None:
     """Codes x (B, 3, H, W) onto the stack, less what is not coded, which is filled in.
 
-    ``direct``: it borrows nothing; ``apart``: nor does any group borrow from it, and its latents are rounded more.
+    ``direct``: it borrows nothing, and its latents are rounded more.
     Returns None, the stack unchanged, if the bits that the group would borrow are not there.
     """
     before = stack.bits
     fill(model, group, x)
-    visit = Push(model, tables, group, x, stack, direct, apart)
+    visit = Push(model, tables, group, x, stack, direct)
     model.walk(x, visit)
     if visit.sender.borrows and stack.bits < MIN_BITS:
         visit.sender.give_back()
@@ -200,13 +196,11 @@ def push_group(
     return Pushed(visit.initial_bits, borrowed, visit.tile_bits(bits, stack.bits - before))
 
 
-def pop_group(
-    model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool = False, apart: bool = False
-) -> Tensor:
+def pop_group(model: VDVAE, tables: Tables, group: Group, stack: Stack, direct: bool = False) -> Tensor:
     """Decodes a group: x (B, 3, H, W) in pixel levels; leaves the stack as it was before ``push_group``."""
     b, _, height, width = group.coded_mask.shape
     x = torch.full((b, 3, height, width), float(FILL), device=group.coded_mask.device)
-    visit = Pop(model, tables, group, x, stack, direct, apart)
+    visit = Pop(model, tables, group, x, stack, direct)
     model.walk(x, visit)
     visit.receiver.finish()
     return x
