@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .files import collected, one_line_errors, say
-from .options import FilePath, device_option, threads_option
+from .options import FilePath, device_option, max_pixels_option, threads_option
 
 
 @click.command(epilog="Example: vdvae-codec calibrate models/mine held-out/")
@@ -20,6 +20,7 @@ from .options import FilePath, device_option, threads_option
               help="Samples of the importance weighted bound, as many as score will use.")
 @device_option()
 @threads_option()
+@max_pixels_option()
 def calibrate(
     model: str, folder: Path, output: Path | None, source: str | None, samples: int, device: str
 ) -> None:

@@ -23,7 +23,16 @@ from .files import (
     say,
 )
 from .helpers import helpers
-from .options import FilePath, device_option, force_option, jobs_option, json_option, model_option, threads_option
+from .options import (
+    FilePath,
+    device_option,
+    force_option,
+    jobs_option,
+    json_option,
+    max_pixels_option,
+    model_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.archive import Folder
@@ -38,6 +47,7 @@ SHOWN = 5  # names in a notice
 @model_option()
 @device_option()
 @threads_option()
+@max_pixels_option()
 @jobs_option()
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
 @click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")

@@ -36,6 +36,7 @@ from .options import (
     force_option,
     jobs_option,
     json_option,
+    max_pixels_option,
     threads_option,
 )
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @decoder_model_option()
 @device_option()
 @threads_option()
+@max_pixels_option()
 @jobs_option()
 @click.option("--only", metavar="NAME",
               help="Restore only the images of an archive that have this name; * and ? are wildcards.")

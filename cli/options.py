@@ -61,6 +61,20 @@ def threads_option() -> Callable[[Command], Command]:
     )
 
 
+def allow_pixels(context: click.Context, parameter: click.Parameter, most: int | None) -> None:
+    if most is not None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = -(-most // 2)  # Pillow refuses twice as many
+
+
+def max_pixels_option() -> Callable[[Command], Command]:
+    return click.option(
+        "--max-pixels", type=click.IntRange(1), callback=allow_pixels, expose_value=False, metavar="N",
+        help="Most pixels of an image: a small file may claim any number. By default Pillow's limit of 178,956,970.",
+    )
+
+
 def jobs_option() -> Callable[[Command], Command]:
     return click.option(
         "--jobs", type=click.IntRange(1), default=1, show_default=True,

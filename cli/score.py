@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .files import collected, one_line_errors, output_file, refuse_existing, say, shown
-from .options import FilePath, device_option, force_option, json_option, model_option, threads_option
+from .options import FilePath, device_option, force_option, json_option, max_pixels_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.store import Released
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
               help="A PNG of the bits of each pixel of a single image.")
 @device_option()
 @threads_option()
+@max_pixels_option()
 @force_option()
 @json_option("A line of JSON per image instead of the table.")
 def score(

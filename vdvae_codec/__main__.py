@@ -1,5 +1,5 @@
 """`python -m vdvae_codec` is the command line."""
 
-from vdvae_codec.cli.main import main
+import importlib
 
-main()
+importlib.import_module("vdvae_codec.cli.main").main()

@@ -17,6 +17,7 @@ from vdvae_codec.codec import pipeline
 from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
+from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
 from vdvae_codec.format.whole import replacing
 from vdvae_codec.images.files import (
@@ -62,6 +63,7 @@ class Report:
         return 8 * (self.output_bytes - self.other_bytes) / self.dims if self.dims else 0.0
 
 
+@eager
 def compress(
     image: Image, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", fallback: bool = True,
     verify: bool = True,
@@ -77,6 +79,7 @@ def compress(
     return file.getvalue()
 
 
+@eager
 def decompress(
     vdz: bytes, *, suffix: str | None = None, model: str | Released | None = None, device: str = "auto"
 ) -> bytes:
@@ -91,6 +94,7 @@ def decompress(
         return archive[0].to_bytes(suffix)[0]
 
 
+@eager
 def write_archive(
     images: Iterable[tuple[str, Image]], path: str | Path, *, model: str | Released = DEFAULT_MODEL,
     device: str = "auto", segment: int = SEGMENT, fallback: bool = True, verify: bool = True,
@@ -105,6 +109,7 @@ def write_archive(
         return write(pictures, file, model, device, segment=segment, fallback=fallback, verify=verify)
 
 
+@eager
 def open_archive(
     path: str | Path | BinaryIO, *, model: str | Released | None = None, device: str = "auto"
 ) -> Archive:
@@ -298,6 +303,7 @@ class Archive:
     def __iter__(self) -> Iterator[Picture]:
         return (self[n] for n in range(len(self)))
 
+    @eager
     def __getitem__(self, key: int | str) -> Picture:
         if isinstance(key, str):
             found = [n for n, name in enumerate(self.names) if name == key]

@@ -25,7 +25,7 @@ from vdvae_codec.codec.visitors import push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import ConfigError, ExactnessError, ModelError
 from vdvae_codec.exact.activations import activations_are_exact
-from vdvae_codec.exact.arithmetic import plain
+from vdvae_codec.exact.arithmetic import eager, plain
 from vdvae_codec.exact.cdf import Tables, make_tables
 from vdvae_codec.model.config import ModelConfig, read_config, to_dict
 from vdvae_codec.model.vdvae import VDVAE, exact_twin, prepare
@@ -121,6 +121,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+@eager
 def load_released(name: str | Released, device_name: str = "auto") -> Released:
     """Loads a model by name or folder and verifies digest, bounds and known answer; a loaded one is what it is.
 

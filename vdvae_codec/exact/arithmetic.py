@@ -6,15 +6,31 @@ another default dtype or device would make other tensors.
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+P = ParamSpec("P")
+R = TypeVar("R")
 FULL = "ieee"  # fp32 products are fp32
 INHERIT = "none"  # as the backend has it
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which a caller's ``torch.compile`` leaves as it is."""
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-any-return, no-untyped-call]
+        return function(*args, **kwargs)
+
+    return inside
 
 
 @contextmanager
@@ -35,12 +51,21 @@ class Shared:
 
     def __init__(self) -> None:
         self._lock, self._holders, self._undo = threading.Lock(), 0, ExitStack()
+        self._forked = False
+
+    def after_fork(self) -> None:
+        """In the child: whoever held the settings is not there."""
+        self.__init__()  # type: ignore[misc]
+        self._forked = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
         with self._lock:
             if not self._holders:
                 set_shared(self._undo)
+                if self._forked:  # the threads of the parent's pool are not there, and would be waited for
+                    self._undo.callback(torch.set_num_threads, torch.get_num_threads())
+                    torch.set_num_threads(1)
             self._holders += 1
         try:
             yield
@@ -52,6 +77,8 @@ class Shared:
 
 
 SHARED = Shared()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SHARED.after_fork)
 
 
 def set_shared(undo: ExitStack) -> None:

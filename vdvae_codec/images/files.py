@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import threading
@@ -111,13 +112,19 @@ class _NoLimits:
     """
 
     LIFTED = (
-        (Image, "MAX_IMAGE_PIXELS", None),  # sizes are checked where memory is asked for
+        (Image, "MAX_IMAGE_PIXELS", None),  # ``most_pixels`` is checked here
         (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 26),  # colour profiles of over 1 MiB
         (PngImagePlugin, "MAX_TEXT_MEMORY", 1 << 26),
     )
 
     def __init__(self) -> None:
         self._lock, self._holders, self._found = threading.Lock(), 0, list[object]()
+
+    def most_pixels(self) -> float:
+        """Of an image: twice Pillow's MAX_IMAGE_PIXELS, where Pillow refuses, as the program around us has set it."""
+        with self._lock:
+            own = self._found[0] if self._holders else Image.MAX_IMAGE_PIXELS
+        return 2 * own if isinstance(own, int | float) else math.inf
 
     def __enter__(self) -> None:
         with self._lock:
@@ -143,6 +150,8 @@ def _naming(name: str | Path) -> Iterator[None]:
     """Turns whatever Pillow and its plug-ins raise into a one-line ImageError."""
     try:
         yield
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image file that can be read") from error
     except Exception as error:
@@ -163,7 +172,17 @@ def _opened(
         Image.init()
         formats = tuple(format for format in Image.ID if format not in _RUN_PROGRAMS)
     with _naming(name), no_limits, Image.open(opened, formats=formats) as image:
+        check_pixels(image.width, image.height, str(name))
         yield image
+
+
+def check_pixels(width: int, height: int, name: str) -> None:
+    """Raises ImageError for an image of more pixels than Pillow takes."""
+    if width * height > (most := no_limits.most_pixels()):
+        raise ImageError(
+            f"{name}: {width} x {height} pixels, more than the {most:.0f} that are taken (Image.MAX_IMAGE_PIXELS of "
+            "Pillow, --max-pixels)"
+        )
 
 
 def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:

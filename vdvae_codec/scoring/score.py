@@ -10,6 +10,7 @@ import numpy as np
 from vdvae_codec import DEFAULT_MODEL
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import ImageError
+from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.images.classical import quick_size
 from vdvae_codec.images.files import image_files, picture_of, read_picture, read_rgb
 from vdvae_codec.model.vdvae import VDVAE
@@ -17,11 +18,11 @@ from vdvae_codec.scoring.calibration import FILE, Calibration
 from vdvae_codec.scoring.scores import Row, Scored, row
 from vdvae_codec.scoring.terms import BATCH_PIXELS, image_terms
 
-MOST_PIXELS = 2**28  # of an image
 Source = str | Path | bytes | np.ndarray  # an image: a file, a file's bytes, or its pixels (H, W[, 1 or 3]) uint8
 Images = Source | Iterable[Source | tuple[str, Source]]
 
 
+@eager
 def score(
     images: Images, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", samples: int = 1,
     llr: bool = False,
@@ -78,8 +79,6 @@ def read_pixels(source: Source, name: str) -> np.ndarray:
             picture = read_picture(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
         except OSError as error:
             raise ImageError(f"{name}: {error.strerror}") from error
-    if picture.width * picture.height > MOST_PIXELS:
-        raise ImageError(f"{name}: more than {MOST_PIXELS} pixels")
     return read_rgb(picture.data, name) if picture.pixels is None else picture.pixels
 
 
