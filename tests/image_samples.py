@@ -25,16 +25,18 @@ def natural(height: int, width: int, channels: int) -> np.ndarray:
 RGB, GREY = natural(37, 53, 3), natural(37, 53, 1)
 
 
-def saved(array: np.ndarray, format: str, **options: object) -> bytes:
+def saved_image(image: Image.Image, format: str, **options: object) -> bytes:
     out = BytesIO()
-    Image.fromarray(array).save(out, format, **options)
+    image.save(out, format, **options)
     return out.getvalue()
+
+
+def saved(array: np.ndarray, format: str, **options: object) -> bytes:
+    return saved_image(Image.fromarray(array), format, **options)
 
 
 def converted(mode: str, format: str, **options: object) -> bytes:
-    out = BytesIO()
-    Image.fromarray(RGB).convert(mode).save(out, format, **options)
-    return out.getvalue()
+    return saved_image(Image.fromarray(RGB).convert(mode), format, **options)
 
 
 def exif(orientation: int = 1) -> bytes:
@@ -98,19 +100,32 @@ CODABLE = {
     "rgb.jpg": saved(RGB, "JPEG"),
     "grey.jpeg": saved(GREY[..., 0], "JPEG"),
 }
+INDEXED = {  # stored as their colours where that is smaller
+    "grey4.png": png(4, 0, GREY[..., 0]),
+    "grey2.png": png(2, 0, GREY[..., 0]),
+    "bits.png": converted("1", "PNG"),
+    "palette.png": converted("P", "PNG"),
+    "palette4.png": saved_image(Image.fromarray(RGB).quantize(13), "PNG"),
+    "palette_trns.png": saved_image(Image.fromarray(natural(37, 53, 4)).quantize(40), "PNG"),
+}
+TRANSPARENT = {  # coded, with alpha or a transparent colour
+    "rgba.png": saved(natural(37, 53, 4), "PNG"),
+    "la.png": saved(natural(37, 53, 2), "PNG"),
+    "opaque.png": converted("RGBA", "PNG"),
+    "noise.png": saved(np.dstack([RGB, np.random.default_rng(1).integers(0, 256, GREY.shape, np.uint8)]), "PNG"),
+    "rgb_trns.png": saved(RGB, "PNG", transparency=(1, 2, 3)),
+    "grey_trns.png": saved(GREY[..., 0], "PNG", transparency=7),
+    "rgba.webp": saved(natural(37, 53, 4), "WEBP", lossless=True, exact=True),
+    "rgba.tga": saved(natural(37, 53, 4), "TGA"),
+    "rgba.tif": saved(natural(37, 53, 4), "TIFF"),
+}
 FILES_ONLY = {
     "rgb16.png": png(16, 2, WIDE.view(np.uint8).reshape(37, -1)),
     "grey16.png": png(16, 0, WIDE[..., 0].copy().view(np.uint8)),
     "rgba16.png": png(16, 6, np.dstack([WIDE, WIDE[..., :1]]).view(np.uint8).reshape(37, -1)),
     "la16.png": png(16, 4, WIDE[..., :2].copy().view(np.uint8).reshape(37, -1)),
-    "grey4.png": png(4, 0, GREY[..., 0]),
-    "grey2.png": png(2, 0, GREY[..., 0]),
-    "bits.png": converted("1", "PNG"),
-    "palette.png": converted("P", "PNG"),
-    "rgba.png": converted("RGBA", "PNG"),
-    "la.png": converted("LA", "PNG"),
-    "rgb_trns.png": saved(RGB, "PNG", transparency=(1, 2, 3)),
-    "grey_trns.png": saved(GREY[..., 0], "PNG", transparency=7),
+    "packed.tga": saved(natural(37, 53, 4), "TGA", compression="tga_rle"),
+    "packed.tif": saved(natural(37, 53, 4), "TIFF", compression="tiff_lzw"),
     "animated.png": saved(RGB, "PNG", save_all=True, append_images=[Image.fromarray(RGB[::-1])]),
     "animated.webp": saved(RGB, "WEBP", save_all=True, append_images=[Image.fromarray(RGB[::-1])], lossless=True),
     "animated.gif": saved(RGB, "GIF", save_all=True, append_images=[Image.fromarray(RGB[::-1])]),

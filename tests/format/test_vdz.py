@@ -86,7 +86,9 @@ def random_entry(rng: np.random.Generator, number: int) -> Entry:
     keys = [key for key in vdz.KEYS if rng.random() < 0.3]
     metadata = {key: rng.bytes(rng.integers(200)) for key in keys}
     if rng.random() < 0.7:
-        return Entry(name, modified, height, width, int(rng.choice([1, 3])), metadata=metadata)
+        channels = int(rng.integers(1, 5)) if "alpha" not in metadata else int(rng.choice([2, 4]))
+        return Entry(name, modified, height, width, channels, metadata=metadata)
+    metadata.pop("alpha", None)
     metadata.pop("side_info", None)
     original = bool(rng.integers(2))
     return Entry(name, modified, height, width, 0, int(rng.integers(1, 50)), ".webp", original, metadata)
@@ -326,7 +328,8 @@ def test_segments_that_contradict_themselves(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"height": 0}, {"width": 0}, {"height": 2**32}, {"width": 2**32}, {"channels": 2}, {"channels": 4},
+        {"height": 0}, {"width": 0}, {"height": 2**32}, {"width": 2**32}, {"channels": 5},
+        {"metadata": {"alpha": b"1"}},
         {"channels": -1}, {"name": ""}, {"modified": 2**63}, {"modified": -(2**63) - 1}, {"file_bytes": 1},
         {"suffix": ".png"}, {"original": True}, {"metadata": {"comment": b""}}, {"channels": 0},
     ],

@@ -203,7 +203,7 @@ class Costs:
             self.stored += not entry.coded
             self.stored_bytes += entry.file_bytes
             self.names |= dict.fromkeys(transforms.names(entry.side_info))
-            if picture.pixels is None:
+            if picture.pixels is None or not pipeline.by_model(picture):
                 self.other_bytes += entry.file_bytes
             else:
                 self.dims += picture.pixels.size
@@ -361,6 +361,7 @@ def file_name(picture: Picture) -> str:
         return picture.name
     if frame:
         return picture.name + suffix_of(frame)
-    grey = picture.pixels is not None and picture.pixels.shape[2] == 1
-    keeps = own in SUFFIXES and (own != ".pgm" or grey) and not (picture.metadata and own in PLAIN_SUFFIXES)
+    channels = 0 if picture.pixels is None else picture.pixels.shape[2]
+    plain = channels in (1, 3) and not picture.metadata and (own != ".pgm" or channels == 1)
+    keeps = own in SUFFIXES and (plain or own not in PLAIN_SUFFIXES)
     return picture.name if keeps else picture.name + ".png"

@@ -68,7 +68,7 @@ def rates(file: BinaryIO, model: str | Released | None = None, device: str = "au
             raise FormatError("this .vdz stores files of other formats; only coded images have itemised rates")
         released = model_named(segment.model, segment.digest, model, device)
         coded = pipeline.decode_coded(segment, released)
-        masks = [pipeline.chroma_mask(entry, released) for entry in segment.entries]
+        masks = pipeline.masks_of(segment, released)
         added = elbo_bits(coded, masks, released)
         kl, pixel = (sums(old, new) for old, new in zip((kl, pixel), added))
         initial_bits += direct_bits(segment, coded, masks, released)
@@ -103,7 +103,7 @@ def direct_bits(
     segment: Segment, images: Sequence[np.ndarray], masks: Sequence[tiles.Mask], released: Released
 ) -> float:
     """The initial bits of a segment: what the latents of its direct groups cost beyond their share of the ELBO."""
-    runs, bits = tiles.runs_of([e.shape for e in segment.entries], released.config), 0.0
+    runs, bits = tiles.runs_of(pipeline.shapes_of(segment), released.config), 0.0
     for run, places in itertools.islice(tiles.placed(runs, segment.groups), segment.direct):
         x, group = tiles.tensor_of(images, places, run, masks, released.device)
         pushed = push_group(released.model, released.tables, group, x, Stack(), direct=True)
@@ -124,8 +124,8 @@ def reconstruct(
     ModelError.
     """
     picture = read_picture(data, name)
-    if picture.pixels is None:
-        raise ImageError(f"{name}: no 8-bit grey or RGB image without transparency, which is all that a model codes")
+    if picture.pixels is None or picture.pixels.shape[2] not in (1, 3):
+        raise ImageError(f"{name}: no 8-bit grey or RGB image without transparency")
     released = load_released(model, device)
     y0, x0 = (max(0, side - RECONSTRUCTED_SIDE) // 2 for side in picture.pixels.shape[:2])
     pixels = picture.pixels[y0 : y0 + RECONSTRUCTED_SIDE, x0 : x0 + RECONSTRUCTED_SIDE]

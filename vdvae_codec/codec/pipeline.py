@@ -16,13 +16,16 @@ from vdvae_codec.codec.store import Released, model_named
 from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
-from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, quick_size, rough_size
+from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
 from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix
+from vdvae_codec.images.frame import is_indexed
 from vdvae_codec.transforms import Coded
 
 SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
 TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this close to ours
 ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
+PLAIN_ALPHA_BYTES, PLAIN_ALPHA_RATE = 256, 1e-3  # and bytes a pixel: smaller transparency is not worth a model's time
+MOST_ALPHA_BYTES = 2**22  # of a transparency that the table holds
 WORTH_CODING_AGAIN = 1e-3  # share of a segment that files must save, since its other images are then coded again
 
 
@@ -40,26 +43,28 @@ def encode(
 ) -> Encoded:
     """Codes pictures together.
 
-    What no model can code (16 bits, transparency, palettes, animations) is stored as a file. With ``fallback`` so is an
+    What no model codes (16 bits, palettes, animations) is stored as a file. With ``fallback`` so is an
     image for which WebP, PNG or the file itself is smaller than what the model needs for it. Raises ImageError.
     """
-    coded = {n: forward(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None}
-    files = {n: best_file(p) for n, p in enumerate(pictures) if p.pixels is None}
+    coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
+    files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
-    if fallback:
-        smaller, saved_bytes = {}, 0.0
-        for n, bits in zip(coded, words.image_bits):
-            our_bytes = bits / 8 + len(zlib.compress(coded[n].side_info))
-            file = smaller_file(pictures[n], our_bytes)
-            if file is not None:
-                smaller[n] = file
-                saved_bytes += our_bytes - len(file[0])
-        if len(smaller) == len(coded) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
-            coded = {n: own for n, own in coded.items() if n not in smaller}
-            files |= smaller
-            words = encode_words(list(coded.values()), released, helpers)
+    bits, better, smaller, saved_bytes = iter(words.image_bits), dict(coded), {}, 0.0
+    for n, own in coded.items():
+        colours_bytes, *alpha_bytes = [next(bits) / 8 for _ in own.parts]
+        our_bytes = colours_bytes + sum(alpha_bytes) + own.side_bytes
+        better[n] = own.cheaper(sum(alpha_bytes))
+        saved_bytes += better[n] is not own and sum(alpha_bytes) - len(own.alpha_file)
+        file = smaller_file(pictures[n], our_bytes) if fallback else None
+        if file is not None:
+            smaller[n] = file
+            saved_bytes += our_bytes - len(file[0])
+    if (smaller and len(smaller) == len(coded)) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
+        coded = {n: own for n, own in better.items() if n not in smaller}
+        files |= smaller
+        words = encode_words(list(coded.values()), released, helpers)
     entries = tuple(
-        coded_entry(p, coded[n].side_info) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
+        coded_entry(p, coded[n]) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
     )
     payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
@@ -68,13 +73,53 @@ def encode(
     return Encoded(segment, words.initial_bits)
 
 
+def by_model(picture: Picture) -> bool:
+    """Whether a model may be better than classical coders, which is never so for a palette."""
+    return not is_indexed(picture.metadata.get("frame", b""))
+
+
+@dataclass(frozen=True)
+class Planes:
+    """What stands for the pixels of an image: the model codes ``parts``, all else is in the table."""
+
+    parts: list[Coded]  # the colours; then transparency, unless its file alone holds it
+    alpha_file: bytes  # transparency as an image file; empty for none, and where it would be too large for the table
+
+    @property
+    def side_bytes(self) -> int:
+        return len(zlib.compress(self.parts[0].side_info)) + (len(self.alpha_file) if len(self.parts) == 1 else 0)
+
+    def cheaper(self, alpha_bytes: float) -> Planes:
+        """With the file alone if it has fewer bytes than the model needs."""
+        return Planes(self.parts[:1], self.alpha_file) if 0 < len(self.alpha_file) < alpha_bytes else self
+
+    @property
+    def entries(self) -> dict[str, bytes]:
+        """Of the table."""
+        own = {"side_info": self.parts[0].side_info, "alpha": self.alpha_file if len(self.parts) == 1 else b""}
+        return {key: value for key, value in own.items() if value}
+
+
+def planes_of(pixels: np.ndarray, released: Released) -> Planes:
+    """Of pixels (H, W, 1 to 4) uint8."""
+    count = pixels.shape[2]
+    colours, alpha = pixels[..., : count - 1 + count % 2], pixels[..., count - 1 + count % 2 :]
+    coded = forward(colours, released)
+    if not alpha.size:
+        return Planes([coded], b"")
+    file = plane_file(alpha)
+    planes = Planes([coded, Coded(alpha, b"", None)], file if len(file) <= MOST_ALPHA_BYTES else b"")
+    return planes.cheaper(PLAIN_ALPHA_BYTES + PLAIN_ALPHA_RATE * alpha.size)
+
+
 def forward(pixels: np.ndarray, released: Released) -> Coded:
-    """What the model codes in the place of pixels (H, W, C) uint8."""
+    """What the model codes in the place of pixels (H, W, 1 or 3) uint8."""
     return transforms.forward(pixels, masked=codes_first_pixels_first(released.model))
 
 
-def encode_words(coded: Sequence[Coded], released: Released, helpers: Helpers) -> tiles.Words:
-    return tiles.encode([own.pixels for own in coded], [own.chroma_mask for own in coded], released, helpers)
+def encode_words(coded: Sequence[Planes], released: Released, helpers: Helpers) -> tiles.Words:
+    parts = [part for own in coded for part in own.parts]
+    return tiles.encode([part.pixels for part in parts], [part.chroma_mask for part in parts], released, helpers)
 
 
 def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None:
@@ -95,11 +140,10 @@ def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None
     return (data, suffix) if len(data) < our_bytes else None
 
 
-def coded_entry(picture: Picture, side_info: bytes) -> Entry:
+def coded_entry(picture: Picture, planes: Planes) -> Entry:
     assert picture.pixels is not None
     height, width, channels = picture.pixels.shape
-    own = {"side_info": side_info} if side_info else {}
-    return Entry(picture.name, picture.modified, height, width, channels, metadata=picture.metadata | own)
+    return Entry(picture.name, picture.modified, height, width, channels, metadata=picture.metadata | planes.entries)
 
 
 def file_entry(picture: Picture, data: bytes, suffix: str) -> Entry:
@@ -134,7 +178,7 @@ def decode(
 
 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
-    metadata = {key: value for key, value in entry.metadata.items() if key != "side_info"}
+    metadata = {key: value for key, value in entry.metadata.items() if key not in ("side_info", "alpha")}
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
@@ -149,30 +193,51 @@ def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None)
 def decode_pixels(
     segment: Segment, model: str | Released | None = None, device: str = "auto", helpers: Helpers = ALONE
 ) -> list[np.ndarray]:
-    """The pixels (H, W, 1 or 3) uint8 of the images that the model coded. Raises FormatError or ModelError."""
+    """The pixels (H, W, 1 to 4) uint8 of the images that the model coded. Raises FormatError or ModelError."""
     entries = [entry for entry in segment.entries if entry.coded]
     if not entries:
         return []
     released = model_named(segment.model, segment.digest, model, device)
-    coded = decode_coded(segment, released, helpers)
-    images = [transforms.inverse(own, entry.side_info) for own, entry in zip(coded, entries)]
+    coded = iter(decode_coded(segment, released, helpers))
+    images = [merged(entry, [next(coded) for _ in entry.parts]) for entry in entries]
     if checksum(images) != segment.pixels_crc:
         raise FormatError("the decoded pixels do not match their checksum")
     return images
 
 
+def merged(entry: Entry, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """The pixels of an image of which the model coded ``parts``. Raises FormatError."""
+    planes = [transforms.inverse(parts[0], entry.side_info), *parts[1:]]
+    if "alpha" in entry.metadata:
+        planes.append(file_pixels(entry.metadata["alpha"], FORMATS)[..., :1])
+        if planes[1].shape[:2] != (entry.height, entry.width):
+            raise FormatError("alpha: the transparency is not of the size that the table says")
+    return np.concatenate(planes, 2) if len(planes) > 1 else planes[0]
+
+
 def decode_coded(segment: Segment, released: Released, helpers: Helpers = ALONE) -> list[np.ndarray]:
     """What the model codes in the place of pixels (H, W, 1 or 3) uint8. Raises FormatError."""
-    entries = [entry for entry in segment.entries if entry.coded]
-    masks = [chroma_mask(entry, released) for entry in entries]
-    shapes, stacks = [e.shape for e in entries], list(segment.words())
-    direct = None if segment.stacks else segment.direct
+    direct, stacks = None if segment.stacks else segment.direct, list(segment.words())
+    shapes, masks = shapes_of(segment), masks_of(segment, released)
     return tiles.decode(shapes, masks, segment.groups, direct, stacks, released, helpers)
+
+
+def shapes_of(segment: Segment) -> list[tiles.Shape]:
+    """Of all that the model codes."""
+    return [part for entry in segment.entries for part in entry.parts]
+
+
+def masks_of(segment: Segment, released: Released) -> list[np.ndarray | None]:
+    """The chroma masks of all that the model codes. Raises FormatError."""
+    return [
+        chroma_mask(entry, released) if n == 0 else None
+        for entry in segment.entries for n in range(len(entry.parts))
+    ]
 
 
 def chroma_mask(entry: Entry, released: Released) -> np.ndarray | None:
     mask = transforms.chroma_mask(entry.side_info, entry.height, entry.width)
-    if mask is not None and (entry.channels != 3 or not codes_first_pixels_first(released.model)):
+    if mask is not None and (entry.channels < 3 or not codes_first_pixels_first(released.model)):
         raise FormatError(f"chroma_mask: model {released.name!r} has none in such an image")
     return mask
 

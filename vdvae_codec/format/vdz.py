@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 MAGIC = b"\x89VDZ\r\n\x1a\n"
 VERSION = 1
-KEYS = ("icc", "exif", "xmp", "side_info", "frame")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "side_info", "frame", "alpha")  # a key's code is its position
 MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
 MAX_NAMES = 1 << 24  # bytes of a table that are names
 MAX_NAME = 1 << 12  # characters
@@ -55,7 +55,7 @@ class Entry:
     modified: int | None  # seconds since 1970
     height: int
     width: int
-    channels: int  # 1 or 3 of what the model codes; 0: a file is stored
+    channels: int  # grey or R, G, B that the model codes, 1 or 3; with transparency 2 or 4; 0: a file is stored
     file_bytes: int = 0  # of a stored file
     suffix: str = ""  # of a stored file, such as ".webp"
     original: bool = False  # whether the stored file is the input as it was
@@ -68,6 +68,13 @@ class Entry:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.height, self.width, self.channels
+
+    @property
+    def parts(self) -> list[tuple[int, int, int]]:
+        """Shapes of what the model codes: the colours, and the transparency unless the table has it."""
+        colours, opaque = 2 * ((self.channels - 1) // 2) + 1, self.channels % 2 == 1 or "alpha" in self.metadata
+        alpha = [] if opaque else [(self.height, self.width, 1)]
+        return [(self.height, self.width, colours), *alpha] if self.coded else []
 
     @property
     def side_info(self) -> bytes:
@@ -132,7 +139,7 @@ def check_entry(entry: Entry, alone: bool) -> None:
     """Raises FormatError for what no image is; only one that is ``alone`` may have no name."""
     name = entry.name
     require(is_safe(name) or (alone and not name), f"table: impossible name {name[:MAX_NAME]!r}")
-    sizes = 0 < entry.height < MAX_SIDE and 0 < entry.width < MAX_SIDE and entry.channels in (0, 1, 3)
+    sizes = 0 < entry.height < MAX_SIDE and 0 < entry.width < MAX_SIDE and 0 <= entry.channels <= 4
     require(sizes, f"table: impossible shape {entry.width}x{entry.height}x{entry.channels}")
     require(entry.modified is None or -MAX_TIME <= entry.modified < MAX_TIME, "table: impossible time")
     require(set(entry.metadata) <= set(KEYS), f"table: unknown metadata of {name!r}")
@@ -142,6 +149,7 @@ def check_entry(entry: Entry, alone: bool) -> None:
         require(entry.file_bytes > 0, "table: an empty file")
         require(re.fullmatch(r"\.[a-z0-9]{1,15}", entry.suffix) is not None, "table: impossible suffix")
         require("side_info" not in entry.metadata, "table: side information of a stored file")
+    require(entry.channels in (2, 4) or "alpha" not in entry.metadata, "table: transparency of an opaque image")
 
 
 def is_safe(name: str) -> bool:

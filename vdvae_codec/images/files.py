@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.carried import holds_more
-from vdvae_codec.images.frame import frame_of, framed, lost_elsewhere, suffix_of
+from vdvae_codec.images.frame import colours_of, frame_of, framed, lost_elsewhere, suffix_of
 
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, int]] = {  # by Pillow's name of the format
     "PNG": {"compress_level": 4},
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
+_MODES = ("L", "LA", "RGB", "RGBA")
 _SAME = {".tiff": ".tif"}  # suffixes of one format
 _MAX_FRAME = 1 << 24  # bytes; a file that has more is kept as it is
 _PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
@@ -50,8 +51,8 @@ class Picture:
     """An image, on its way in and on its way out.
 
     An image file as ``read_picture`` found it, or an array (``picture_of``), or what was decoded. ``pixels`` has (H, W,
-    1 or 3) uint8, EXIF orientation not applied, where these are all there is, which is what a model codes; None: only
-    the file says what it holds. Decoded from a stored WebP or PNG that replaced a file they may be of another kind.
+    1 to 4) uint8, grey or R, G, B, then transparency, EXIF orientation not applied, where these are all there is; None:
+    only the file says what it holds. Decoded from a WebP or PNG that replaced a file they may be of another kind.
     """
 
     name: str  # path with slashes, below a folder; empty for a single image
@@ -242,21 +243,23 @@ def is_file(path: Path) -> bool:
 def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
     """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
 
-    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample and no transparency, and
-    around it nothing but what ``metadata`` holds.
+    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample, with transparency or
+    without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds.
     """
     with _opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
         image.load()
         known = (Path(name).suffix.lower(), f".{image.format}".lower(), ".png")
         suffix = next(s for s in known if s in Image.registered_extensions())
-        pixels = _pixels(image) if image.mode in ("L", "RGB") and _is_still_8_bit(image, data) else None
+        pixels = _pixels(image) if image.mode in _MODES and _is_still_8_bit(image, data) else None
         metadata, notice = _portable(image), ""
         try:
+            if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and image.format == "PNG":
+                pixels = colours_of(data, _pixels(image))
             frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
             if frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
-            elif frame is not None or (pixels is not None and _holds_more(image, data, metadata)):
+            elif pixels is not None and (frame is not None or _holds_more(image, data, metadata)):
                 pixels = None
         except ImageError as error:
             pixels, notice = None, f"{error}; kept as it is"
@@ -286,15 +289,8 @@ def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarr
         return _pixels(image)
 
 
-def rgba_pixels(data: bytes) -> np.ndarray | None:
-    """(H, W, 4) uint8 if the file is a PNG of that kind; raises ImageError."""
-    with _opened(data, "picture") as image:
-        whole = image.format == "PNG" and image.mode == "RGBA" and _is_still_8_bit(image, data)
-        return _pixels(image) if whole else None
-
-
 def write_image(pixels: np.ndarray, metadata: dict[str, bytes], suffix: str) -> bytes:
-    """A file of the suffix's format that holds pixels (H, W, 1, 3 or 4) uint8 exactly.
+    """A file of the suffix's format that holds pixels (H, W, 1 to 4) uint8 exactly.
 
     PNG, WebP and TIFF carry icc, exif and xmp; WebP stores grey as RGB. Raises ImageError for other suffixes, for
     arrays of another kind, and for what the format cannot hold: transparency, metadata.
@@ -302,11 +298,11 @@ def write_image(pixels: np.ndarray, metadata: dict[str, bytes], suffix: str) -> 
     format = _FORMATS.get(suffix.lower())
     if format is None:
         raise ImageError(f"{suffix or 'no suffix'}: not a lossless format that can be written ({' '.join(_FORMATS)})")
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
-        raise ImageError(f"pixels: expected (H, W, 1, 3 or 4) uint8, got {pixels.shape} {pixels.dtype}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
+        raise ImageError(f"pixels: expected (H, W, 1 to 4) uint8, got {pixels.shape} {pixels.dtype}")
     if suffix.lower() == ".pgm" and pixels.shape[2] > 1:
         raise ImageError(".pgm: holds grey images only")
-    if format in _PLAIN and pixels.shape[2] == 4:
+    if format in _PLAIN and pixels.shape[2] in (2, 4):
         raise ImageError(f"{suffix}: holds no transparency; .png, .webp and .tif do")
     if format in _PLAIN and metadata:
         lost = ", ".join(key.upper() for key in metadata)
@@ -336,13 +332,17 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.array(image).reshape(image.height, image.width, -1)
 
 
+def _is_still(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) == 1
+
+
 def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
-    """Whether the file holds 8-bit samples of one opaque frame and Pillow shows all of them.
+    """Whether the file holds 8-bit samples of one frame and Pillow shows all of them.
 
     Pillow scales other depths to 8 bits in silence, so the file itself is asked. Formats where that takes a parser are
     left out: the JPEG XL plug-in, for one, drops both the low bits of deep samples and all frames but the first.
     """
-    if getattr(image, "n_frames", 1) != 1 or "transparency" in image.info:
+    if not _is_still(image) or ("transparency" in image.info and image.format != "PNG"):
         return False
     if image.format == "PNG":
         return data[12:16] == b"IHDR" and data[24] == 8
@@ -358,13 +358,15 @@ def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
         samples = image.width * image.height * len(image.getbands())
         return header[1] in b"23" or len(data) == header.end() + samples  # more bytes are more images
     if image.format == "BMP":
-        return data[24 if data[14] == 12 else 28] in (8, 24)  # the oldest header has 12 bytes
+        return data[24 if data[14] == 12 else 28] in (8, 24, 32)  # the oldest header has 12 bytes
     return image.format in ("JPEG", "WEBP", "TGA", "QOI")
 
 
 def _holds_more(image: Image.Image, data: bytes, metadata: dict[str, bytes]) -> bool:
     """Whether a file without a frame holds more than pixels and ``metadata``, to which a TIFF's tags are added as EXIF:
     a TIFF does if one that is written with these has other tags."""
+    if "A" in image.mode and image.format != "WEBP":  # Pillow may have changed the samples
+        return True
     if image.format != "TIFF":
         return holds_more(data, image.format or "")
     tags = Image.Exif()

@@ -17,15 +17,17 @@ from PIL import Image
 
 from vdvae_codec.errors import ImageError
 
-CHUNKS, ROWS = b"\0", b"\1"
+CHUNKS, ROWS, INDEXED = b"\0", b"\1", b"\2"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP = b"XML:com.adobe.xmp\0"
 _BARE = (".bmp", ".ppm", ".pgm", ".pnm", ".tga")  # of formats that say little beyond the size
 _OF_ROWS = (*_BARE, ".tif", ".tiff")
 _STARTS = {b"BM": ".bmp", b"P": ".ppm", b"II*": ".tif", b"MM": ".tif"}
 _CHUNK = struct.Struct(">I4s")  # length and type
-_LAYOUT = struct.Struct("<8sIB")  # suffix, number of strips, and whether samples are B, G, R
+_DEPTH = struct.Struct("BB")  # bits of a sample, and colour type: 0 grey, 3 palette
+_LAYOUT = struct.Struct("<8sIB")  # suffix, number of strips, and whether samples are B, G, R (and A)
 _STRIP = struct.Struct("<QIIB")  # place of the first row in the file, rows, bytes from one to the next, whether upwards
+_BGR = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
 Strip = tuple[int, int, int, int]
 
 
@@ -45,14 +47,37 @@ def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequenc
 def framed(frame: bytes, pixels: np.ndarray) -> bytes:
     """The file of a frame and its pixels (H, W, C) uint8. Raises ImageError for what is no frame of them."""
     try:
-        return _png(frame[1:], pixels) if suffix_of(frame) == ".png" else _file_of_rows(frame, pixels)
-    except (struct.error, ValueError) as error:
+        if suffix_of(frame) != ".png":
+            return _file_of_rows(frame, pixels)
+        return _indexed_png(frame, pixels) if is_indexed(frame) else _png(frame[1:], pixels)
+    except (struct.error, ValueError, KeyError) as error:
         raise ImageError("the frame of the image does not fit its pixels") from error
+
+
+def is_indexed(frame: bytes) -> bool:
+    """Whether it is of a PNG whose samples are numbers of colours in a palette, or greys of less than 8 bits."""
+    return frame[:1] == INDEXED
+
+
+def colours_of(data: bytes, samples: np.ndarray) -> np.ndarray | None:
+    """Colours (H, W, 1, 3 or 4) uint8 of the samples (H, W, 1) of such a PNG, as Pillow gives them; None for another
+    one, for samples that its palette has no colour for, and where an earlier sample has the same colour."""
+    depth, kind = data[24:26]
+    if kind not in (0, 3) or (kind == 0 and depth >= 8):
+        return None
+    palette = _palette(depth, kind, dict(chunks(data)))
+    indices = samples[..., 0].astype(np.uint8)
+    if kind == 0 and depth > 1:
+        indices //= 255 // (2**depth - 1)  # Pillow has them as levels
+    if int(indices.max()) >= len(palette):
+        return None
+    _, first, same = np.unique(_packed(palette), return_index=True, return_inverse=True)
+    return palette[indices] if np.array_equal(first[same][indices], indices) else None
 
 
 def suffix_of(frame: bytes) -> str:
     """Of the file of a frame; that of none is a PNG. Raises ImageError for what no frame says."""
-    suffix = ".png" if frame[:1] in (b"", CHUNKS) else frame[1:9].rstrip(b"\0").decode("ascii", "replace")
+    suffix = ".png" if frame[:1] in (b"", CHUNKS, INDEXED) else frame[1:9].rstrip(b"\0").decode("ascii", "replace")
     if suffix not in (".png", *_OF_ROWS):
         raise ImageError(f"a frame of {suffix!r}, which no file has")
     return suffix
@@ -60,10 +85,11 @@ def suffix_of(frame: bytes) -> str:
 
 def lost_elsewhere(frame: bytes) -> list[str]:
     """What another format would not hold of the file of a frame, besides its colour profile, EXIF and XMP."""
-    if frame[:1] != CHUNKS:
+    if suffix_of(frame) != ".png":
         return [] if suffix_of(frame) in _BARE else ["tags and bytes around its pixels"]
-    kinds = {kind: contents for kind, contents in _chunks_of(frame[1:])}
-    portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set())
+    kinds = {kind: contents for kind, contents in _chunks_of(frame[_start(frame) :])}
+    portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"PLTE", b"tRNS"} if b"PLTE" in kinds and is_indexed(frame) else set())
+    portable |= ({b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set())
     names = {b"IEND": "bytes behind its end"}
     return [names.get(kind, kind.decode("latin-1")) for kind in kinds if kind not in portable]
 
@@ -88,19 +114,70 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _chunk_frame(data: bytes) -> bytes:
-    """Length, type and contents of all chunks but IHDR; the first IDAT is empty, and there are no others."""
+    """Its start; length, type and contents of all chunks but IHDR; the first IDAT is empty, and there are no others."""
     kept = [(kind, b"" if kind == b"IDAT" else contents) for kind, contents in chunks(data) if kind != b"IHDR"]
     first = kept.index((b"IDAT", b""))
     kept = [chunk for n, chunk in enumerate(kept) if chunk[0] != b"IDAT" or n == first]
-    if len(kept) == 1:
+    depth, kind = data[24:26]
+    indexed = kind == 3 or depth < 8
+    if len(kept) == 1 and not indexed:
         return b""
-    return CHUNKS + b"".join(_CHUNK.pack(len(contents), kind) + contents for kind, contents in kept)
+    start = INDEXED + _DEPTH.pack(depth, kind) if indexed else CHUNKS
+    return start + b"".join(_CHUNK.pack(len(contents), kind) + contents for kind, contents in kept)
+
+
+def _start(frame: bytes) -> int:
+    """Of a PNG's frame, where its chunks begin."""
+    return 1 + _DEPTH.size if is_indexed(frame) else 1
+
+
+def _palette(depth: int, kind: int, own: dict[bytes, bytes]) -> np.ndarray:
+    """Colours (N, 1, 3 or 4) uint8 of the samples of a PNG of chunks ``own``; raises ValueError or KeyError."""
+    if kind == 0:
+        return np.linspace(0, 255, 2**depth).astype(np.uint8)[:, None]
+    colours = np.frombuffer(own[b"PLTE"], np.uint8).reshape(-1, 3)
+    if b"tRNS" not in own:
+        return colours
+    alpha = np.full((len(colours), 1), 255, np.uint8)
+    alpha[: len(own[b"tRNS"]), 0] = np.frombuffer(own[b"tRNS"], np.uint8)
+    return np.concatenate([colours, alpha], 1)
+
+
+def _indexed_png(frame: bytes, pixels: np.ndarray) -> bytes:
+    depth, kind = _DEPTH.unpack_from(frame, 1)
+    if (depth, kind) not in ((1, 0), (2, 0), (4, 0), (1, 3), (2, 3), (4, 3), (8, 3)):
+        raise ValueError("no such samples")
+    palette = _palette(depth, kind, dict(_chunks_of(frame[_start(frame) :])))
+    if palette.shape[1] != pixels.shape[2] or not 0 < len(palette) <= 2**depth:
+        raise ValueError("a palette of other colours")
+    known, first = np.unique(_packed(palette), return_index=True)
+    packed = _packed(pixels)
+    place = np.searchsorted(known, packed).clip(0, len(known) - 1)
+    if not np.array_equal(known[place], packed):
+        raise ValueError("colours that the palette has not")
+    out = BytesIO()
+    image = Image.fromarray(first[place].astype(np.uint8), "P")
+    image.putpalette(bytes(3 * 2**depth))
+    image.save(out, "PNG", compress_level=4, bits=depth)
+    head, *body = chunks(out.getvalue())
+    own = head[1][:9] + bytes([kind]) + head[1][10:]  # of samples that are packed alike
+    return _with_chunks((head[0], own), [c for c in body if c[0] == b"IDAT"], frame[_start(frame) :])
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    """(...,) uint32 of colours (..., up to 4) uint8."""
+    return sum(colours[..., n].astype(np.uint32) << 8 * n for n in range(colours.shape[-1]))  # type: ignore[return-value]
 
 
 def _png(frame: bytes, pixels: np.ndarray) -> bytes:
     out = BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, "PNG", compress_level=4)
     head, *body = chunks(out.getvalue())
+    return _with_chunks(head, body, frame)
+
+
+def _with_chunks(head: tuple[bytes, bytes], body: list[tuple[bytes, bytes]], frame: bytes) -> bytes:
+    """A PNG of the header ``head``, the pixels' chunks ``body``, and the chunks of a frame around them."""
     parts, tail = [SIGNATURE, _chunk(*head)], b""
     for kind, contents in _chunks_of(frame):
         if kind == b"IDAT":
@@ -134,9 +211,9 @@ def _row_frame(data: bytes, suffix: str, pixels: np.ndarray, tiles: Sequence[Any
         if decoder != "raw":
             return None
         mode, stride, direction = args if isinstance(args, tuple) and len(args) == 3 else (args, 0, 1)
-        if mode not in ("L", "RGB", "BGR") or (left, right) != (0, pixels.shape[1]):
+        if mode not in ("L", "LA", "RGB", "BGR", "RGBA", "BGRA") or (left, right) != (0, pixels.shape[1]):
             return None
-        bgr = mode == "BGR"
+        bgr = mode.startswith("BGR")
         strips.append((place, bottom - top, stride or pixels.shape[1] * pixels.shape[2], direction < 0))
     head = ROWS + _LAYOUT.pack(suffix.encode(), len(strips), bgr) + b"".join(_STRIP.pack(*strip) for strip in strips)
     try:
@@ -162,7 +239,7 @@ def _file_of_rows(frame: bytes, pixels: np.ndarray) -> bytes:
 def _spread(strips: list[Strip], bgr: bool, pixels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A file (size,) uint8 with its pixels alone, and where they are (size,) bool. Raises ValueError."""
     out, taken = np.zeros(size, np.uint8), np.zeros(size, bool)
-    rows = np.ascontiguousarray(pixels[..., ::-1] if bgr else pixels).reshape(len(pixels), -1)
+    rows = np.ascontiguousarray(pixels[..., _BGR[pixels.shape[2]]] if bgr else pixels).reshape(len(pixels), -1)
     own, top = rows.shape[1], 0
     for place, count, stride, upwards in strips:
         end = place + (count - 1) * stride + own

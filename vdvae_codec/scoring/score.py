@@ -79,7 +79,8 @@ def read_pixels(source: Source, name: str) -> np.ndarray:
             picture = read_picture(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
         except OSError as error:
             raise ImageError(f"{name}: {error.strerror}") from error
-    return read_rgb(picture.data, name) if picture.pixels is None else picture.pixels
+    opaque = picture.pixels is not None and picture.pixels.shape[2] in (1, 3)
+    return picture.pixels if opaque and picture.pixels is not None else read_rgb(picture.data, name)
 
 
 def score_images(
