@@ -24,9 +24,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from vdvae_codec.codec import pipeline, restore
-from vdvae_codec.codec.archive import Archive, write
+from vdvae_codec.codec.archive import Archive, decompress, write
 from vdvae_codec.codec.inspect import info
-from vdvae_codec.codec.store import load_released
 from vdvae_codec.errors import ImageError, VdvaeCodecError
 from vdvae_codec.format.vdz import is_safe
 from vdvae_codec.images.files import file_pixels, picture_of, read_picture
@@ -34,11 +33,10 @@ from vdvae_codec.images.files import file_pixels, picture_of, read_picture
 from . import hostile
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-MODELS = ("mnist", "photo-2")
-MEMORY = 1 << 30  # bytes beyond those of the process at the start
-SECONDS = 20.0  # of one input
+MEMORY = 1 << 29  # bytes beyond those of the process at the start
+SECONDS = 20.0  # of one input, of the process's own time
 LARGE = 1 << 24  # sub-pixels of an image
-DECODED = {"mnist": 0.02, "photo-2": 0.001, "": 1.0}  # share of accepted inputs that are decoded, by their seed's model
+DECODED = {"mnist": 0.01, "photo-2": 0.001, "": 1.0}  # share of accepted inputs that are decoded, by their seed's model
 VDZ: dict[str, Callable[[hostile.Rng, bytes], bytes]] = {
     "vdz bytes": hostile.edited, "vdz table": hostile.table, "vdz payload": hostile.payload,
     "vdz index": hostile.index, "vdz segments": hostile.shuffled,
@@ -215,9 +213,8 @@ class Found:
 
 def fuzz(seconds: float, seed: int, count: int | None = None, told: Callable[[str], None] = print) -> Found:
     """Tries inputs until the time is over, or ``count`` of them are done."""
-    for model in MODELS:
-        load_released(model, "cpu")
     found, own_seeds, end = Found(), seeds(), time.monotonic() + seconds
+    decompress((GOLDEN / "rgb.vdz").read_bytes(), device="cpu")  # what it keeps from now on is no input's
     with bounded_memory(MEMORY), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged files
         for n in itertools.islice(itertools.count(), count):
@@ -229,12 +226,12 @@ def fuzz(seconds: float, seed: int, count: int | None = None, told: Callable[[st
 
 def attempt(n: int, rng: hostile.Rng, seeds: Seeds, found: Found, told: Callable[[str], None]) -> None:
     kind, own = made(seeds, rng)
-    begun = time.monotonic()
+    begun = time.process_time()
     try:
         outcome, why = check(own, seeds, rng), ""
     except Exception:
         outcome, why = "WRONG", traceback.format_exc()
-    taken = time.monotonic() - begun
+    taken = time.process_time() - begun
     if taken > SECONDS:
         outcome, why = "WRONG", f"it took {taken:.0f} seconds"
     found.slowest_seconds = max(found.slowest_seconds, taken)
