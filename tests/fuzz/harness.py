@@ -33,7 +33,7 @@ from vdvae_codec.images.files import file_pixels, picture_of, read_picture
 from . import hostile
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-MEMORY = 1 << 29  # bytes beyond those of the process at the start
+MEMORY = 1 << 30  # bytes beyond those of the process at the start
 SECONDS = 20.0  # of one input, of the process's own time
 LARGE = 1 << 24  # sub-pixels of an image
 DECODED = {"mnist": 0.01, "photo-2": 0.001, "": 1.0}  # share of accepted inputs that are decoded, by their seed's model
