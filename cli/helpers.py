@@ -12,7 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from vdvae_codec.codec.helpers import Tasks
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -67,10 +70,10 @@ class Forked:
         for process in self._processes:
             process.join()
 
-    def map(self, work: Callable[[A], B], tasks: Sequence[A]) -> Iterator[B]:
+    def map(self, work: Callable[[A], B], tasks: Tasks[A]) -> Iterator[B]:
         """The results in the order of the tasks, of which this process does its share."""
         if len(tasks) < 2 or not self._processes:
-            yield from map(work, tasks)
+            yield from (work(tasks[n]) for n in range(len(tasks)))
             return
         shared = Shared(work, tasks)
         threads = [threading.Thread(target=shared.hand_out, args=(c,), daemon=True) for c in self._connections]
@@ -89,15 +92,18 @@ class Forked:
 class Shared:
     """Tasks that several threads take from one list, and their results."""
 
-    def __init__(self, work: Callable[[Any], Any], tasks: Sequence[Any]):
-        self.work, self.count = work, len(tasks)
-        self.left = deque(enumerate(tasks))
+    def __init__(self, work: Callable[[Any], Any], tasks: Tasks[Any]):
+        self.work, self.tasks, self.count = work, tasks, len(tasks)
+        self.left = deque(range(self.count))
         self.done: dict[int, tuple[bool, Any]] = {}
         self.changed = threading.Condition()
 
     def take(self) -> tuple[int, Any] | None:
         with self.changed:
-            return self.left.popleft() if self.left else None
+            if not self.left:
+                return None
+            n = self.left.popleft()
+        return n, self.tasks[n]
 
     def put(self, n: int, result: tuple[bool, Any]) -> None:
         with self.changed:
@@ -116,7 +122,7 @@ class Shared:
                 self.put(taken[0], connection.recv())
             except (EOFError, OSError):
                 with self.changed:
-                    self.left.appendleft(taken)
+                    self.left.appendleft(taken[0])
                     self.changed.notify_all()
                 return
 

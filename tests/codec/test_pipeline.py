@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from io import BytesIO
 
 import numpy as np
@@ -15,7 +16,7 @@ from vdvae_codec import transforms
 from vdvae_codec.codec import pipeline, tiles
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecError
-from vdvae_codec.format.vdz import Segment
+from vdvae_codec.format.vdz import Entry, Segment
 from vdvae_codec.images.files import Picture, picture_of, read_picture
 from vdvae_codec.transforms.chroma import mirrored
 
@@ -231,7 +232,7 @@ def test_other_words(segment: Segment, tiny_model: Released) -> None:
     for other in [*others, words[:0], np.append(words, 0)]:
         payload = other.astype("<u4").tobytes()
         spoilt = dataclasses.replace(segment, payload=payload, word_bytes=len(payload))
-        refused(spoilt, tiny_model, FormatError, "left over|checksum|cannot be zero")
+        refused(spoilt, tiny_model, FormatError, "left over|ends before|damaged|checksum|cannot be zero")
 
 
 def test_other_words_of_a_group_apart(tiny_model: Released, photo: np.ndarray) -> None:
@@ -242,19 +243,19 @@ def test_other_words_of_a_group_apart(tiny_model: Released, photo: np.ndarray) -
     others += [words ^ (np.arange(len(words)) == n) for n in (0, len(words) // 2, len(words) - 1)]
     for other in others:
         spoilt = dataclasses.replace(segment, payload=other.astype("<u4").tobytes())
-        refused(spoilt, tiny_model, FormatError, "left over|checksum|cannot be zero")
-    refused(dataclasses.replace(segment, stacks=()), tiny_model, FormatError, "left over|checksum")
+        refused(spoilt, tiny_model, FormatError, "left over|ends before|damaged|checksum|cannot be zero")
+    refused(dataclasses.replace(segment, stacks=()), tiny_model, FormatError, "left over|ends before|damaged|checksum")
 
 
 @pytest.mark.parametrize(
     "image, fields, message",
     [
-        ({"width": 71}, {}, "left over|checksum"),
-        ({"channels": 1}, {}, "left over|checksum"),
-        ({}, {"groups": (1, 1, 1, 1, 1, 1)}, "left over|checksum"),
-        ({}, {"groups": (6,)}, "left over|checksum"),
-        ({}, {"direct": 0}, "left over|checksum"),
-        ({}, {"direct": 3}, "left over|checksum"),
+        ({"width": 71}, {}, "left over|ends before|damaged|checksum"),
+        ({"channels": 1}, {}, "left over|ends before|damaged|checksum"),
+        ({}, {"groups": (1, 1, 1, 1, 1, 1)}, "left over|ends before|damaged|checksum"),
+        ({}, {"groups": (6,)}, "left over|ends before|damaged|checksum"),
+        ({}, {"direct": 0}, "left over|ends before|damaged|checksum"),
+        ({}, {"direct": 3}, "left over|ends before|damaged|checksum"),
         ({}, {"pixels_crc": 0}, "checksum"),
         ({}, {"groups": (1, 2)}, "do not fit"),
         ({}, {"groups": (7,)}, "do not fit"),
@@ -274,6 +275,24 @@ def test_other_tables(
     assert segment.groups == (1, 2, 3)
     entry = dataclasses.replace(segment.entries[0], **image)  # type: ignore[arg-type]
     refused(dataclasses.replace(segment, entries=(entry,), **fields), tiny_model, FormatError, message)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("words", [b"", b"\xef\xcd\xab\x89", b"\1\0\0\0", b"\xff\xff\xff\xff" * 2])
+def test_few_words_for_many_pixels(causal_model: Released, words: bytes) -> None:
+    """Refused before memory is asked for, or in the first group, of all that the table names."""
+    side, config = 2500, causal_model.config
+    groups = tuple(len(g) for run in tiles.runs_of([(side, side, 3)], config) for g in tiles.groups_of(run, config))
+    payload = words * len(groups)
+    entry = Entry("", None, side, side, 3)
+    segment = Segment(
+        (entry,), causal_model.name, causal_model.digest, groups, len(groups), 0, len(payload), payload,
+        (len(words),) * len(groups),
+    )
+    tracemalloc.start()
+    refused(segment, causal_model, FormatError, "ends before|damaged" if words else "no words for so many pixels")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 300 << 20
 
 
 def test_damaged_chroma_masks(tiny_model: Released, photo: np.ndarray) -> None:

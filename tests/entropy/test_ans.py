@@ -77,3 +77,12 @@ def test_what_a_dry_stack_gave_can_be_pushed_back(words: list[int], count: int) 
 def test_stack_refuses_words_that_it_cannot_write() -> None:
     with pytest.raises(FormatError, match="last word"):
         Stack(np.array([1, 0], np.uint32))
+
+
+def test_an_empty_stack_gives_as_many_symbols_as_it_may() -> None:
+    f = frequencies(5)
+    stack = Stack(free=8)
+    assert not stack.pop(f).any() and stack.empty
+    with pytest.raises(FormatError, match="ends before the last pixel"):
+        stack.pop(f)
+    assert not Stack().pop(frequencies(N)).any()

@@ -5,7 +5,9 @@ import pytest
 from laws import check_codec, gaussian, logistics, random_stack
 
 from vdvae_codec.codec.visitors import draw
+from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.entropy.codec import Codec, chain, nibbles_codec, support_codec
+from vdvae_codec.errors import FormatError
 from vdvae_codec.exact.cdf import ByteMixture, ByteNibbles
 
 N = 4000
@@ -66,3 +68,14 @@ def test_parts_of_a_chain_may_differ_in_size() -> None:
     x = np.arange(100, 108).astype(np.int32)
     codec = chain([lambda parts, n=n: nibbles_codec(gaussian(np.full(n, 100 + len(parts)), 2.0)) for n in sizes], sizes)
     assert check_codec(codec, x) > 0
+
+
+def test_a_value_of_the_support_is_coded_as_no_other() -> None:
+    d = logistics(1, 1)
+    inside = d.start() + 3
+    for place in (0, 15):
+        stack = Stack()
+        nibbles_codec(d.beyond(np.array([0]), np.array([place > 0]))).push(stack, inside)
+        stack.push(np.array([place], np.int32), d.within())
+        with pytest.raises(FormatError, match="damaged"):
+            support_codec(d).pop(stack)

@@ -310,6 +310,32 @@ def test_edits_of_the_index_behind_right_checksums() -> None:
 
 
 @pytest.mark.parametrize(
+    "rows",
+    [
+        lambda a, b, c: [(a + b, 4), (c, 1)], lambda a, b, c: [(a, 4), (b + c, 2)],  # a segment of three is hidden
+        lambda a, b, c: [(a, 4), (b, 0), (c, 1)], lambda a, b, c: [(a, 3), (b, 2), (c, 1)],
+        lambda a, b, c: [(0, 1), (a, 4), (b, 2), (c, 1)], lambda a, b, c: [(0, 0), (a + b + c, 0)],
+    ],
+)
+def test_an_index_hides_no_image(rows: Any) -> None:
+    segments = [MIXED, FILES, ALONE]
+    body = b"".join([written(MIXED)[:START_BYTES], *(written_open(segment) for segment in segments[:2])])
+    body += written(ALONE)[START_BYTES:]
+    starts = [found.start for found in Reader(BytesIO(body)).segments] + [len(body)]
+    numbers = rows(*np.diff(starts).tolist())
+    names = "\0".join(["a/b.png", "größe.tif", "d.png", "größe.tif", *[""] * 4][: 2 * len(numbers)]).encode()
+    index = vdz._varints(len(numbers), *itertools.chain(*numbers)) + names
+    with pytest.raises(FormatError):
+        read(indexed(body, index))
+
+
+def written_open(segment: Segment) -> bytes:
+    """A segment that is not the last of its file."""
+    head, table, rest = taken_apart(segment)
+    return sealed(head[:4] + b"\0" + head[5:], table, rest)[START_BYTES:]
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"entries": ()}, {"entries": (CODED, CODED)}, {"digest": bytes(15)}, {"digest": bytes(17)}, {"model": ""},

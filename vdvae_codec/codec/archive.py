@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -262,7 +262,7 @@ class Archive:
             file.close()
             raise
         self._kept: tuple[int, list[Picture]] = (-1, [])
-        self._all: list[tuple[int, int, Entry]] | None = None  # segment, place in it, entry
+        self._all: list[tuple[int, int, str]] | None = None  # segment, place in it, name
 
     def __enter__(self) -> Self:
         return self
@@ -277,25 +277,27 @@ class Archive:
         self._file.close()
 
     @property
-    def _places(self) -> list[tuple[int, int, Entry]]:
+    def _places(self) -> list[tuple[int, int, str]]:
         if self._all is None:
-            if not self.reader.complete:
-                raise FormatError(self.reader.trouble)
             self._all = [
-                (s, n, entry) for s, found in enumerate(self.reader.segments)
-                for n, entry in enumerate(self.reader.entries(found))
+                (s, n, entry.name) for s, entries in enumerate(self._tables()) for n, entry in enumerate(entries)
             ]
         return self._all
 
+    def _tables(self) -> Iterator[tuple[Entry, ...]]:
+        if not self.reader.complete:
+            raise FormatError(self.reader.trouble)
+        return (self.reader.entries(found) for found in self.reader.segments)
+
     @property
     def entries(self) -> list[Entry]:
-        """What the tables say of each image."""
-        return [entry for _, _, entry in self._places]
+        """What the tables say of each image: read anew, since their metadata may be large."""
+        return [entry for entries in self._tables() for entry in entries]
 
     @property
     def names(self) -> list[str]:
         """Of all images, in their order; a single image may have an empty one."""
-        return [entry.name for entry in self.entries]
+        return [name for _, _, name in self._places]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -339,7 +341,7 @@ class Archive:
             for found in self.reader.segments:
                 try:
                     entries = self.reader.entries(found)
-                    found = Found(found.start, len(entries), entries[0].name, entries[-1].name)
+                    found = replace(found, count=len(entries), first=entries[0].name, last=entries[-1].name)
                     pictures = self._decode(found) if any(only(entry.name) for entry in entries) else []
                 except ModelError:
                     raise

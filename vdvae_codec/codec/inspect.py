@@ -17,7 +17,7 @@ from vdvae_codec.codec.visitors import exact_elbo, push_group
 from vdvae_codec.entropy.ans import Stack
 from vdvae_codec.errors import FormatError, ImageError
 from vdvae_codec.exact.arithmetic import plain
-from vdvae_codec.format.vdz import VERSION, Entry, Segment
+from vdvae_codec.format.vdz import VERSION, Segment
 from vdvae_codec.images.files import read_picture
 from vdvae_codec.model.sampling import reconstructions, sheet
 
@@ -27,26 +27,23 @@ RECONSTRUCTED_SIDE = 256  # pixels of the part of an image that is reconstructed
 def info(file: BinaryIO) -> dict[str, Any]:
     """What the tables of a .vdz say, without decoding an image; sizes in bytes. Raises FormatError."""
     archive = Archive(file)
-    entries: list[Entry] = []
-    models, groups, segments, word_bytes = set[str](), list[int](), 0, 0
-    for segment in archive.segments():  # one at a time: their payloads are the file
-        entries += segment.entries
+    models, names = set[str](), dict[str, None]()
+    images = stored = segments = word_bytes = stored_bytes = 0
+    for segment in archive.segments():  # one at a time: together they may be far larger than the file
+        images, segments, word_bytes = images + len(segment.entries), segments + 1, word_bytes + segment.word_bytes
         models |= {f"{segment.model} {segment.digest.hex()}"} if segment.model else set()
-        groups += segment.groups
-        segments, word_bytes = segments + 1, word_bytes + segment.word_bytes
-    stored_bytes = sum(entry.file_bytes for entry in entries)
-    names = dict.fromkeys(name for entry in entries for name in transforms.names(entry.side_info))
+        for entry in segment.entries:
+            names |= dict.fromkeys(transforms.names(entry.side_info))
+            stored, stored_bytes = stored + (not entry.coded), stored_bytes + entry.file_bytes
     row: dict[str, Any] = {
-        "version": VERSION, "images": len(entries), "segments": segments,
-        "models": sorted(models), "transforms": list(names),
-        "stored": sum(not entry.coded for entry in entries), "word_bytes": word_bytes, "stored_bytes": stored_bytes,
+        "version": VERSION, "images": images, "segments": segments, "models": sorted(models),
+        "transforms": list(names), "stored": stored, "word_bytes": word_bytes, "stored_bytes": stored_bytes,
         "table_bytes": archive.reader.size - word_bytes - stored_bytes, "file_bytes": archive.reader.size,
     }
-    if len(entries) == 1:
-        entry = entries[0]
+    if images == 1:
         row |= {
             "width": entry.width, "height": entry.height, "channels": entry.channels,
-            "groups": groups, "metadata": {k: len(v) for k, v in entry.metadata.items()},
+            "groups": list(segment.groups), "metadata": {k: len(v) for k, v in entry.metadata.items()},
         }
     return row
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vdvae_codec.codec.archive import Archive, file_name
 from vdvae_codec.errors import FormatError, ImageError
-from vdvae_codec.format.vdz import Found, Segment
+from vdvae_codec.format.vdz import Segment
 from vdvae_codec.images.files import Picture
 from vdvae_codec.images.frame import suffix_of
 
@@ -57,7 +58,7 @@ def whole_segments(archive: Archive, *, lost: Callable[[str], None]) -> Iterator
     for found in archive.reader.segments:
         try:
             entries = archive.reader.entries(found)
-            found = Found(found.start, len(entries), entries[0].name, entries[-1].name)
+            found = replace(found, count=len(entries), first=entries[0].name, last=entries[-1].name)
             yield archive.reader.segment(found)
         except FormatError as error:
             lost(f"{found} lost: {error}")

@@ -15,17 +15,16 @@ from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.schedule import code_groups
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.codec.visitors import Pushed, pop_group, push_group
-from vdvae_codec.entropy.ans import Stack
+from vdvae_codec.entropy.ans import FREE, Stack
 from vdvae_codec.errors import FormatError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.images.tiling import Place, cut_tiles, in_image, paste_tile, tile_boxes
 from vdvae_codec.model.config import ModelConfig
 
 GROUP_PIXELS = 2**16  # of the largest groups: what a core's caches can still help with, and little memory
-WAVE_PIXELS = 9 * 2**18  # of those of causal models, whose steps are the better the more tiles there are
+WAVE_PIXELS = 9 * 2**18  # of those of causal models, whose steps are the better the more tiles there are; of all read
 SHARED_PIXELS = 2**16  # of a run of a causal model that is divided into pairs of groups, for two processes
 FEW_TILES = 16  # at most, of other models, that are tried on stacks of their own
-MAX_GROUP_PIXELS = 2**23  # of those that are read: more than any that is written
 MAX_PIXELS = 2**32  # of the images of a segment
 MAX_TILES = 2**20  # of them
 Shape = tuple[int, int, int]  # height, width, channels of an image
@@ -163,7 +162,7 @@ def push_apart(task: Task) -> tuple[bytes, Pushed]:
 @plain()
 def pop_apart(task: Task) -> np.ndarray:
     """A group's tiles (B, 3, h, w) uint8; raises FormatError if the words are none of theirs."""
-    (released, group), stack = task.load(), Stack(np.frombuffer(task.words, "<u4"))
+    (released, group), stack = task.load(), Stack(np.frombuffer(task.words, "<u4"), FREE)
     x = pop_group(released.model, released.tables, group, stack, direct=True)
     if not stack.empty:
         raise FormatError("payload: bits are left over after the last pixel")
@@ -274,12 +273,13 @@ def decode(
     one for all. Raises FormatError if the model cannot have written them."""
     if check_size(shapes, released.config) != sum(groups) or len(stacks) != (len(groups) if direct is None else 1):
         raise FormatError("table: the groups do not fit the images")
-    runs = runs_of(shapes, released.config)
+    parts = list(placed(runs_of(shapes, released.config), groups))
+    if sum(len(places) * area(run) for (run, places), words in zip(parts, stacks) if not words) > FREE:
+        raise FormatError("payload: no words for so many pixels")
     try:
         images = [np.empty(shape, np.uint8) for shape in shapes]
     except (ValueError, MemoryError) as error:
         raise FormatError("table: impossible sizes of images") from error
-    parts = list(placed(runs, groups))
     if direct is None:
         found = decode_apart(parts, masks, stacks, released, helpers if released.device.type == "cpu" else ALONE)
     elif released.config.causal:
@@ -303,7 +303,7 @@ def placed(runs: Sequence[Run], groups: Sequence[int]) -> Iterator[tuple[Run, li
         if not left or start + size > len(left[0].places):
             raise FormatError("table: the groups do not fit the images")
         run = left[0]
-        if size * run.tile[0] * run.tile[1] > MAX_GROUP_PIXELS:
+        if size > 1 and size * area(run) > WAVE_PIXELS:
             raise FormatError(f"table: a group of {size} tiles is larger than any that is written")
         yield run, run.places[start : start + size]
         start += size
@@ -313,17 +313,34 @@ def decode_apart(
     parts: Sequence[tuple[Run, list[Place]]], masks: Sequence[Mask], stacks: Sequence[bytes], released: Released,
     helpers: Helpers,
 ) -> Iterator[tuple[list[Place], np.ndarray]]:
-    tasks = [Task.of(released, None, mask_of(places, run, masks), own) for (run, places), own in zip(parts, stacks)]
+    tasks = Pops(parts, masks, stacks, released)
     with tqdm(total=len(parts), desc="decoding", unit="group", disable=None, leave=False) as bar:
         for (_, places), tiles in zip(parts, helpers.map(pop_apart, tasks)):
             yield places, tiles
             bar.update()
 
 
+@dataclass(frozen=True)
+class Pops:
+    """The tasks of groups on stacks of their own, each made when its turn comes."""
+
+    parts: Sequence[tuple[Run, list[Place]]]
+    masks: Sequence[Mask]
+    stacks: Sequence[bytes]
+    released: Released
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, n: int) -> Task:
+        run, places = self.parts[n]
+        return Task.of(self.released, None, mask_of(places, run, self.masks), self.stacks[n])
+
+
 def decode_chained(
     parts: Sequence[tuple[Run, list[Place]]], masks: Sequence[Mask], direct: int, words: bytes, released: Released
 ) -> Iterator[tuple[list[Place], np.ndarray]]:
-    stack = Stack(np.frombuffer(words, "<u4"))
+    stack = Stack(np.frombuffer(words, "<u4"), FREE)
     with tqdm(total=sum(len(places) for _, places in parts), desc="decoding", unit="tile", disable=None,
               leave=False) as bar:
         for n, (run, places) in reversed(list(enumerate(parts))):

@@ -12,6 +12,7 @@ import numpy as np
 from vdvae_codec.errors import FormatError
 
 SYMBOLS = 16  # size of the alphabet: a nibble
+FREE = 2**10  # symbols that a file's stack gives once it is empty: the lowest that were pushed first, and cost nothing
 
 
 def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
@@ -25,10 +26,12 @@ class Stack:
     """Last in, first out. ``pop`` under the frequencies that ``push`` used gives the symbols back.
 
     Popping from an empty stack returns the lowest symbols: that is still undone by pushing them, so nothing is lost,
-    but such symbols are no sample of the distribution: look at ``bits`` after popping.
+    but such symbols are no sample of the distribution: look at ``bits`` after popping. ``free`` is how many an empty
+    stack gives before ``pop`` raises FormatError; None: any number.
     """
 
-    def __init__(self, words: np.ndarray | None = None):
+    def __init__(self, words: np.ndarray | None = None, free: int | None = None):
+        self._free = free
         if words is None or not len(words):
             self._coder = constriction.stream.stack.AnsCoder()
         else:
@@ -52,6 +55,10 @@ class Stack:
         """Pops one symbol (int32) for each row of ``frequencies`` (N, 16)."""
         if not len(frequencies):
             return np.zeros(0, np.int32)
+        if self._free is not None and self.empty:
+            self._free -= len(frequencies)
+            if self._free < 0:  # the file claims more pixels than it has words for
+                raise FormatError("payload: it ends before the last pixel")
         symbols: np.ndarray = self._coder.decode(self._model, frequencies)
         return symbols
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from vdvae_codec.entropy.ans import SYMBOLS, Stack
+from vdvae_codec.errors import FormatError
 
 
 class Codec(NamedTuple):
@@ -79,13 +80,13 @@ def nibbles_codec(distribution: Nibbles) -> Codec:
 def support_codec(distribution: Supports) -> Codec:
     """Codes arrays (N,) int32 in 0..255: one symbol says which value of the support, or below, or above it.
 
-    Half the work of ``nibbles_codec``, which codes only those that miss the support. For data: pop undoes push, but
-    push does not undo pop, since bits that were never pushed may say of a byte that it lies beyond, and then a value
-    of the support.
+    Half the work of ``nibbles_codec``, which codes only those that miss the support. For data: pop undoes push, and
+    raises FormatError for bits that were never pushed where these say of a byte that it lies beyond, and then a value
+    of the support. That is what a stack that has run dry soon says.
     """
 
     def push(stack: Stack, x: np.ndarray) -> np.ndarray:
-        place = np.clip(x - distribution.start() + 1, 0, SUPPORT + 1)
+        place = places(x, distribution.start())
         rows, missed = misses(place)
         extra_bits = missed.push(stack, x[rows])
         bits = stack.push(place, distribution.within())
@@ -94,9 +95,12 @@ def support_codec(distribution: Supports) -> Codec:
 
     def pop(stack: Stack) -> np.ndarray:
         place = stack.pop(distribution.within())
-        x: np.ndarray = distribution.start() + place - 1
+        start = distribution.start()
+        x: np.ndarray = start + place - 1
         rows, missed = misses(place)
         x[rows] = missed.pop(stack)
+        if (places(x[rows], start[rows]) != place[rows]).any():
+            raise FormatError("payload: damaged, or it ends before the last pixel")
         return x
 
     def misses(place: np.ndarray) -> tuple[np.ndarray, Codec]:
@@ -104,6 +108,12 @@ def support_codec(distribution: Supports) -> Codec:
         return rows, nibbles_codec(distribution.beyond(rows, place[rows] > 0))
 
     return Codec(push, pop)
+
+
+def places(x: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Where bytes (N,) lie in supports that begin at ``start`` (N,): 0 below, 1 to 14 within, 15 above."""
+    found: np.ndarray = np.clip(x - start + 1, 0, SUPPORT + 1)
+    return found
 
 
 def push_parts(stack: Stack, colours: Sequence[Bytes]) -> list[np.ndarray]:
@@ -132,7 +142,7 @@ def push_parts(stack: Stack, colours: Sequence[Bytes]) -> list[np.ndarray]:
 def support_rows(distribution: Supports, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The symbols by which ``support_codec`` codes x (N,): symbols (M,), their frequencies (M, 16), which of x they
     belong to, and the stage at which they are popped: 0 places, 1 and 2 the nibbles of misses."""
-    place = np.clip(x - distribution.start() + 1, 0, SUPPORT + 1)
+    place = places(x, distribution.start())
     missed = np.flatnonzero((place == 0) | (place == SUPPORT + 1))
     beyond = distribution.beyond(missed, place[missed] > 0)
     high, low = np.divmod(x[missed], SYMBOLS)

@@ -152,6 +152,13 @@ def check_entry(entry: Entry, alone: bool) -> None:
     require(entry.channels in (2, 4) or "alpha" not in entry.metadata, "table: transparency of an opaque image")
 
 
+def check_images(found: Found, entries: Sequence[Entry]) -> None:
+    """Raises FormatError if the images of a segment are others than the index says."""
+    indexed = (found.count, found.first, found.last)
+    fits = found.count is None or indexed == (len(entries), entries[0].name, entries[-1].name)
+    require(fits, "the index says other images of it")
+
+
 def is_safe(name: str) -> bool:
     """Whether a name is a plain relative path: no root, no drive, no '..', nothing that a terminal would obey."""
     if len(name) > MAX_NAME:
@@ -212,6 +219,8 @@ class Found:
     count: int | None = None
     first: str = "?"
     last: str = "?"
+    size: int | None = None  # bytes
+    ends: bool | None = None  # whether it is the last one
 
     def __str__(self) -> str:
         if self.count is None:
@@ -258,7 +267,11 @@ class Reader:
         require(len(names) == 2 * segments and all(is_safe(name) or not name for name in names), "index: damaged")
         *starts, end = itertools.accumulate((size for size, _ in sizes), initial=_START.size)
         require(end == self.size - _END.size - count, "index: damaged")
-        return [Found(*row) for row in zip(starts, (images for _, images in sizes), names[::2], names[1::2])]
+        rows = zip(starts, sizes, names[::2], names[1::2])
+        return [
+            Found(start, images, first, last, size, n == segments - 1)
+            for n, (start, (size, images), first, last) in enumerate(rows)
+        ]
 
     def _walked(self) -> list[Found]:
         """The segments one behind the other, as far as their heads go; ``trouble`` if the last of them is missing."""
@@ -289,6 +302,7 @@ class Reader:
         entries: tuple[Entry, ...] = _fields(self._table(found)[0])[0]
         for entry in entries:
             check_entry(entry, alone=len(entries) == 1)
+        check_images(found, entries)
         return entries
 
     def segment(self, found: Found) -> Segment:
@@ -297,13 +311,18 @@ class Reader:
         payload = self._at(start, size)
         require(zlib.crc32(payload) == _CRC.unpack(self._at(start + size, _CRC.size))[0], "the payload is damaged")
         *fields, stacks = _fields(numbers)
-        return Segment(*fields, payload, stacks)  # type: ignore[call-arg]
+        segment = Segment(*fields, payload, stacks)  # type: ignore[call-arg]
+        check_images(found, segment.entries)
+        return segment
 
     def _table(self, found: Found) -> tuple[_Numbers, int, int]:
         """A segment's table, and where its payload begins and how long it is."""
         head = self._at(found.start, _HEAD.size)
         marker, flags, table_bytes, payload_bytes = _HEAD.unpack(head)
         require(marker == _MARKER and flags <= _LAST, "the header is damaged")
+        size = _HEAD.size + 2 * _CRC.size + table_bytes + payload_bytes
+        fits = found.size in (None, size) and found.ends in (None, bool(flags & _LAST))
+        require(fits, "the index says another size of it")  # else images between two segments would be hidden
         crc = _CRC.unpack(self._at(found.start + _HEAD.size, _CRC.size))[0]
         start = found.start + _HEAD.size + _CRC.size
         table = self._at(start, table_bytes)
