@@ -31,6 +31,7 @@ class Encoded:
     """A segment, and what its words were spent on."""
 
     segment: Segment
+    sizes: tuple[int, ...]  # bytes of each image: its share of the words and its side information, or its file
     initial_bits: float  # what the latents of the first groups cost because nothing could be borrowed yet
 
 
@@ -62,10 +63,15 @@ def encode(
         coded_entry(p, coded[n].side_info) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
     )
     payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
+    own = iter(words.image_bits)
+    sizes = tuple(
+        len(files[n][0]) if n in files else round(next(own) / 8) + len(zlib.compress(coded[n].side_info))
+        for n in range(len(pictures))
+    )
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
     crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
     segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload, words.stacks)
-    return Encoded(segment, words.initial_bits)
+    return Encoded(segment, sizes, words.initial_bits)
 
 
 def forward(pixels: np.ndarray, released: Released) -> Coded:

@@ -37,7 +37,7 @@ def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequenc
     """
     if data.startswith(SIGNATURE):
         return _chunk_frame(data)
-    if suffix not in _OF_ROWS:  # a name that does not fit
+    if suffix.lower() not in _OF_ROWS:  # a name that does not fit
         suffix = next((own for start, own in _STARTS.items() if data.startswith(start)), ".tga")
     return None if pixels is None else _row_frame(data, suffix, pixels, tiles)
 
@@ -51,9 +51,10 @@ def framed(frame: bytes, pixels: np.ndarray) -> bytes:
 
 
 def suffix_of(frame: bytes) -> str:
-    """Of the file of a frame; that of none is a PNG. Raises ImageError for what no frame says."""
+    """Of the file of a frame, upper or lower case as it was; that of none is a PNG. Raises ImageError for what no frame
+    says."""
     suffix = ".png" if frame[:1] in (b"", CHUNKS) else frame[1:9].rstrip(b"\0").decode("ascii", "replace")
-    if suffix not in (".png", *_OF_ROWS):
+    if suffix != ".png" and suffix.lower() not in _OF_ROWS:
         raise ImageError(f"a frame of {suffix!r}, which no file has")
     return suffix
 
@@ -61,7 +62,7 @@ def suffix_of(frame: bytes) -> str:
 def lost_elsewhere(frame: bytes) -> list[str]:
     """What another format would not hold of the file of a frame, besides its colour profile, EXIF and XMP."""
     if frame[:1] != CHUNKS:
-        return [] if suffix_of(frame) in _BARE else ["tags and bytes around its pixels"]
+        return [] if suffix_of(frame).lower() in _BARE else ["tags and bytes around its pixels"]
     kinds = {kind: contents for kind, contents in _chunks_of(frame[1:])}
     portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set())
     names = {b"IEND": "bytes behind its end"}
