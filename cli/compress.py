@@ -102,7 +102,7 @@ def compress(
         row = {"input": str(path), "output": str(out), **dataclasses.asdict(report), "bpd": report.bpd}
         row |= {"seconds": round(time.perf_counter() - begun, 3)} | ({"failed": len(failed)} if path.is_dir() else {})
         say(json.dumps(row) if as_json else text(row, path.is_dir()), err=to_stdout)
-        notice_growth(path, report)
+        notice_growth(path, pictures, report)
         if rm and source is not None and isinstance(pictures, list):
             remove(path, source, out, pictures[0])
         if failed:
@@ -177,12 +177,15 @@ def text(row: dict[str, Any], many: bool) -> str:
     )
 
 
-def notice_growth(path: Path, report: Report) -> None:
+def notice_growth(path: Path, pictures: list[Picture] | Folder, report: Report) -> None:
     """Says that JPEGs, whose pixels were paid for once already, have become larger."""
-    if report.grown and path.is_dir():
+    from vdvae_codec.images.classical import is_jpeg
+
+    if not isinstance(pictures, list):
         size, more = report.grown_from_bytes, report.grown_to_bytes
-        notice(f"{path}: {report.grown} JPEGs, whose {size} bytes hold their pixels already, take {more} bytes")
-    elif report.grown:
+        if report.grown:
+            notice(f"{path}: {report.grown} JPEGs, whose {size} bytes hold their pixels already, take {more} bytes")
+    elif is_jpeg(pictures[0].data) and report.output_bytes > report.input_bytes:
         size, more = report.input_bytes, report.output_bytes
         notice(f"{path} is a JPEG: its {size} bytes hold these pixels already; the .vdz has {more}")
 

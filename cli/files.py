@@ -17,7 +17,7 @@ import click
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.whole import replacing
 
-from .process import end_with
+from .process import end_with, warnings_as
 
 STREAM = Path("-")
 HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())  # whose text is a page of help
@@ -31,6 +31,11 @@ def say(line: str, err: bool = False) -> None:
 def notice(line: str) -> None:
     """Prints what a person should know, to stderr."""
     say(f"notice: {line}", err=True)
+
+
+def notice_of(path: Path) -> Callable[[str], None]:
+    """Prints a notice of a file."""
+    return lambda text: notice(f"{path}: {text}")
 
 
 def shown(text: str) -> str:
@@ -223,7 +228,7 @@ def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
     failed = 0
     for path in inputs:
         try:
-            with one_line_errors(path):
+            with one_line_errors(path), warnings_as(notice_of(path)):
                 work(path)
         except click.UsageError:
             raise
