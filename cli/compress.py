@@ -131,6 +131,8 @@ def outputs(
     if not (apart and path.is_dir()):
         yield path, output_path(path, output, ".vdz", many)
         return
+    if output == STREAM:
+        raise click.UsageError(f"{path}: is a folder, whose images are not written to stdout one by one")
     from vdvae_codec.images.files import is_image_name
 
     images, others = below(path, is_image_name, fail)

@@ -167,13 +167,16 @@ def spread(path: Path, output: Path | None, fail: Callable[[str], None]) -> Iter
     if not path.is_dir():
         yield path, output
         return
+    if output == STREAM:
+        raise click.UsageError(f"{path}: is a folder, whose images are not written to stdout")
     found, _ = below(path, lambda file: file.suffix.lower() == ".vdz", fail)
     if not found:
         fail(f"{path}: no .vdz files")
     for file in found:
         place = None if output is None else output / file.relative_to(path).parent
         if place is not None:
-            place.mkdir(parents=True, exist_ok=True)
+            with one_line_errors(place):
+                place.mkdir(parents=True, exist_ok=True)
         yield file, place
 
 

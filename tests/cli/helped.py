@@ -15,6 +15,7 @@ def slow_process_id(task: int) -> int:
 
 
 def endless(task: int) -> int:
+    print("begun", flush=True)
     time.sleep(1000)
     return task
 

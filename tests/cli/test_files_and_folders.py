@@ -83,6 +83,10 @@ def test_a_tree_of_single_files_and_back(tree: Path, tiny_folder: Path, tmp_path
     result = run("compress", "-r", tree, "-o", tmp_path / "packed", *more)
     assert result.returncode == 0 and b"1 files are no images and left out: notes.txt" in result.stderr
     assert below(tmp_path / "packed") == ["a.vdz", "sub/.c.vdz", "sub/b.vdz"]
+    (tmp_path / "file").write_text("of the user")
+    for command, source in ((["compress", "-r"], tree), (["decompress"], tmp_path / "packed")):
+        assert invoke(*command, source, "-o", "-", "--model", tiny_folder)[0] == 2
+        assert invoke(*command, source, "-o", tmp_path / "file", "--model", tiny_folder)[0] == 1
     assert run("decompress", tmp_path / "packed", "-o", tmp_path / "back", *more).returncode == 0
     assert below(tmp_path / "back") == ["a.png", "sub/.c.png", "sub/b.bmp"]
     assert (tmp_path / "back/sub/b.bmp").read_bytes() == (tree / "sub/b.bmp").read_bytes()

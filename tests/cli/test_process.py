@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +165,7 @@ def test_no_colours(photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.png").write_bytes(photo_png.read_bytes())
     command = [PROGRAM, "compress", tmp_path / "in", "--force", "--model", tiny_folder]
     ours, theirs = os.openpty()
+    termios = pytest.importorskip("termios")
     termios.tcsetwinsize(theirs, (24, 120))
     environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color"}
     shown = b""

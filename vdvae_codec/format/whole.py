@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +17,7 @@ if sys.platform != "win32":
 PREFIX, SUFFIX = ".vdvae-codec-", ".tmp"  # of temporary names
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file under another name that becomes ``path``, or what that links to, at the end; in case of an error nothing
     changes.
