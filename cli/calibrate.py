@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from .files import collected, one_line_errors, say
-from .options import FilePath, device_option, max_pixels_option, threads_option
+from .options import FilePath, device_option, json_option, max_pixels_option, threads_option
 
 
 @click.command(epilog="Example: vdvae-codec calibrate models/mine held-out/")
@@ -21,8 +22,9 @@ from .options import FilePath, device_option, max_pixels_option, threads_option
 @device_option()
 @threads_option()
 @max_pixels_option()
+@json_option("The result as JSON.")
 def calibrate(
-    model: str, folder: Path, output: Path | None, source: str | None, samples: int, device: str
+    model: str, folder: Path, output: Path | None, source: str | None, samples: int, device: str, as_json: bool
 ) -> None:
     """Store what a model's bits look like on images that belong: what score compares with.
 
@@ -41,6 +43,8 @@ def calibrate(
         made = fit(scored, released.config, released.digest.hex(), source or folder.resolve().name, samples)
         out = output or find_folder(model, WEIGHTS) / FILE
         made.save(out)
-    say(f"{out}: {len(scored)} images, {len(made.names)} features, {made.bpd.mean():.4f} bits per dim on average")
+    row = {"output": str(out), "images": len(scored), "features": len(made.names), "bpd": float(made.bpd.mean())}
+    line = f"{out}: {len(scored)} images, {len(made.names)} features, {row['bpd']:.4f} bits per dim on average"
+    say(json.dumps(row) if as_json else line)
     if failed:
         raise click.ClickException(f"{len(failed)} of {len(images)} images could not be read")

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from .files import one_line_errors, say
-from .options import FilePath, force_option, json_option
+from .options import FilePath, NewFolderPath, force_option, json_option
 
 
 @click.command(epilog="Example: vdvae-codec export run --data photos/ -o models/mine")
 @click.argument("run", type=FilePath(exists=True, file_okay=False))
 @click.option("--data", required=True, type=FilePath(),
               help="Images, as train takes them: half of the crops calibrate, the others measure.")
-@click.option("-o", "--output", required=True, type=FilePath(), help="The model's folder.")
+@click.option("-o", "--output", required=True, type=NewFolderPath(), help="The model's folder.")
 @click.option("--tune", "tune_steps", default=0, show_default=True, type=click.IntRange(0), metavar="STEPS",
               help="Train the weights through their rounding first. For models with latents a hundred steps of 2^15 "
                    "pixels regain most of what exactness costs.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,13 +15,27 @@ from typing import BinaryIO
 import click
 
 from vdvae_codec.errors import VdvaeCodecError
+from vdvae_codec.format.whole import replacing
+
+from .process import end_with, warnings_as
 
 STREAM = Path("-")
+HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())  # whose text is a page of help
 
 
 def say(line: str, err: bool = False) -> None:
     """Prints a line, to stderr if ``err``."""
     click.echo(shown(line), err=err)
+
+
+def notice(line: str) -> None:
+    """Prints what a person should know, to stderr."""
+    say(f"notice: {line}", err=True)
+
+
+def notice_of(path: Path) -> Callable[[str], None]:
+    """Prints a notice of a file."""
+    return lambda text: notice(f"{path}: {text}")
 
 
 def shown(text: str) -> str:
@@ -45,6 +59,20 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
         text = text or type(error).__name__
         if path is not None and str(path) not in text:
             text = f"{path}: {text}"
+        raise click.ClickException(text) from error
+
+
+@contextlib.contextmanager
+def escaped_errors() -> Iterator[None]:
+    """Context in which click's errors, whose texts quote arguments and names of files, are as ``shown``."""
+    try:
+        yield
+    except click.ClickException as error:
+        text = error.format_message()
+        if text == shown(text) or isinstance(error, HELP):
+            raise
+        if isinstance(error, click.UsageError):
+            raise click.UsageError(shown(text), error.ctx) from error
         raise click.ClickException(shown(text)) from error
 
 
@@ -85,8 +113,17 @@ def output_path(source: Path, out: Path | None, suffix: str, many: bool) -> Path
     if out.is_dir():
         return out / ("stdin" + suffix if source == STREAM else name)
     if many:
-        raise click.UsageError(shown(f"{out}: with several inputs, -o must be an existing folder"))
+        hint = "" if out == STREAM else f"; {out}{os.sep} makes it"
+        raise click.UsageError(f"{out}: with several inputs, -o must be an existing folder{hint}")
     return out
+
+
+def below(folder: Path, wanted: Callable[[Path], bool], fail: Callable[[str], None]) -> tuple[list[Path], list[str]]:
+    """The files below a folder that are ``wanted``, and the names of the others."""
+    from vdvae_codec.images.files import all_files
+
+    files = all_files(folder, fail)
+    return list(filter(wanted, files)), [f.relative_to(folder).as_posix() for f in files if not wanted(f)]
 
 
 def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -94,20 +131,21 @@ def refuse_existing(path: Path, force: bool, inputs: Iterable[Path] = ()) -> Non
     if path == STREAM or not path.exists():
         return
     if any(source != STREAM and source.exists() and path.samefile(source) for source in inputs):
-        raise click.ClickException(shown(f"{path}: is an input, which is never overwritten"))
+        raise click.ClickException(f"{path}: is an input, which is never overwritten")
     if not path.is_file():
-        raise click.ClickException(shown(f"{path}: is no regular file, and is not replaced by one"))
+        raise click.ClickException(f"{path}: is no regular file, and is not replaced by one")
     if not force:
-        raise click.ClickException(shown(f"{path}: exists already; --force overwrites it"))
+        raise click.ClickException(f"{path}: exists already; --force overwrites it")
 
 
 def refuse_same(outputs: Iterable[tuple[Path, Path]]) -> None:
     """Refuses inputs, of (input, output), that would be written to one output."""
     taken: dict[Path, Path] = {}
+    resolved = functools.cache(Path.resolve)
     for source, out in outputs:
-        place = out.parent.resolve() / out.name
+        place = resolved(out.parent) / out.name
         if place in taken:
-            raise click.UsageError(shown(f"{taken[place]} and {source} would both be written to {out}"))
+            raise click.UsageError(f"{taken[place]} and {source} would both be written to {out}")
         taken[place] = source
 
 
@@ -116,17 +154,26 @@ def reports_apart(inputs: Iterable[Path], out: Path | None) -> bool:
     return out == STREAM or (out is None and STREAM in inputs)
 
 
-def write_output(path: Path, data: bytes, force: bool) -> None:
-    """Writes a whole file, or to stdout."""
-    with output_file(path, force) as file:
+def has_changed(path: Path, before: os.stat_result) -> bool:
+    """Whether a file is another one, or holds something else, than when it was ``before``. Raises OSError."""
+    now = path.stat()
+    return (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def write_output(path: Path, data: bytes, force: bool, like: os.stat_result | None = None, mode: int = 0o666) -> None:
+    """Writes a whole file, or to stdout; arguments as of ``output_file``."""
+    with output_file(path, force, like, mode) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
+def output_file(
+    path: Path, force: bool, like: os.stat_result | None = None, mode: int = 0o666
+) -> Iterator[BinaryIO]:
     """A file under a temporary name that is renamed at the end, or stdout: it appears complete or not at all.
 
-    Of a link, the file that it points to.
+    Of a link, the file that it points to. It gets the permissions and the times of ``like``, the file that it is made
+    of; else those of ``mode`` that the umask leaves.
     """
     if path == STREAM:
         if sys.stdout is None:
@@ -138,24 +185,28 @@ def output_file(path: Path, force: bool) -> Iterator[BinaryIO]:
         sys.stdout.buffer.write(whole.getbuffer())
         sys.stdout.buffer.flush()
         return
-    path = path.resolve() if path.is_symlink() else path
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=".vdvae-codec-", dir=path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
+    with replacing(path, mode & (like.st_mode if like else mode)) as file:
+        yield file
         refuse_existing(path, force)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    if like is not None:
+        with contextlib.suppress(OSError):  # a system without them
+            os.chmod(path, like.st_mode & 0o777)
+            os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until a folder's names are on the disk, where a system can say so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def stat_of(path: Path) -> os.stat_result | None:
+    """Of a file; None for ``-`` and for a folder. Raises OSError."""
+    return None if path == STREAM or path.is_dir() else path.stat()
 
 
 def each(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int = 1) -> None:
@@ -177,12 +228,12 @@ def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
     failed = 0
     for path in inputs:
         try:
-            with one_line_errors(path):
+            with one_line_errors(path), warnings_as(notice_of(path)):
                 work(path)
         except click.UsageError:
             raise
         except click.ClickException as error:
-            error.show()
+            say(f"Error: {error.message}", err=True)
             failed += 1
     return failed
 
@@ -190,7 +241,7 @@ def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
 def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int) -> bool:
     """Whether ``work`` failed on any of the inputs, of which each process takes the next one that none has taken."""
     fork = multiprocessing.get_context("fork")
-    taken = fork.Value("l", 0)
+    taken, parent = fork.Value("l", 0), os.getpid()
 
     def next_inputs() -> Iterator[Path]:
         while True:
@@ -201,10 +252,12 @@ def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: i
             yield inputs[n]
 
     def job() -> None:
+        end_with(parent)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
         try:
-            status = min(1, failures(next_inputs(), work))
+            with escaped_errors():
+                status = min(1, failures(next_inputs(), work))
         except click.UsageError as error:
             error.show()
             status = error.exit_code

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from vdvae_codec.codec.helpers import Tasks
 
+from .process import end_with
+
 A = TypeVar("A")
 B = TypeVar("B")
 MOST = 16  # processes, each of which takes memory of its own
@@ -57,7 +59,8 @@ class Forked:
         self._processes = []
         for _ in range(count):
             ours, theirs = fork.Pipe()
-            process = fork.Process(target=serve, args=(theirs, [*self._connections, ours], model), daemon=True)
+            own = (theirs, [*self._connections, ours], model, os.getpid())
+            process = fork.Process(target=serve, args=own, daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)
@@ -150,12 +153,13 @@ def attempt(work: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
         return False, error
 
 
-def serve(connection: Connection, others: list[Connection], model: str | None) -> None:
-    """What a helper does until the process that it helps ends, or ends it."""
+def serve(connection: Connection, others: list[Connection], model: str | None, owner: int) -> None:
+    """What a helper does until the process that it helps, of the id ``owner``, ends, or ends it."""
     for other in others:  # else this process would keep them open after their owner's end
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the owner's affair
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with(owner)
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     if model is not None:
         with contextlib.suppress(Exception):  # whatever is wrong with it, the owner says it

@@ -45,10 +45,11 @@ def describe(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bool]:
     """What is known of a .vdz, of an archive also its images in ``entries``; and whether some of it is lost."""
     from vdvae_codec.codec import inspect
     from vdvae_codec.codec.archive import Archive
-    from vdvae_codec.codec.restore import is_single, whole_segments
+    from vdvae_codec.codec.restore import whole_segments
+    from vdvae_codec.images.names import is_single
 
     archive = Archive(file)
-    if is_single(archive):
+    if is_single(archive.reader):
         return inspect.info(file), False
     lost, lose = collected()
     segments = whole_segments(archive, lost=lambda line: lose(f"{path}: {line}"))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vdvae_codec import __version__
 
+from .add import add
 from .calibrate import calibrate
+from .cat import cat
+from .check import test
 from .compress import compress
 from .decompress import decompress
 from .export import export
+from .files import escaped_errors, notice
 from .import_model import import_model
 from .info import info
-from .process import tune_process, unwound_by_sigterm
+from .process import open_streams, tune_process, unwound_by_sigterm, warnings_as
 from .reconstruct import reconstruct
 from .sample import sample
 from .score import score
@@ -23,10 +29,26 @@ Outputs appear complete or not at all, and replace nothing without --force; - is
 --help with an example.
 
 Exit status: 0 done; 1 an input, a model or an output was refused (one line each on stderr, the other inputs are done),
-or the run was interrupted; 2 wrong usage."""
+or the run was interrupted; 2 wrong usage; 128 + n ended by signal n.
+
+Completion: eval "$(_VDVAE_CODEC_COMPLETE=bash_source vdvae-codec)" in bash; zsh_source and fish_source likewise. There
+are no colours, whatever NO_COLOR says; bars of progress are shown on terminals only."""
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+class Program(click.Group):
+    """Commands whose errors a terminal prints as they are."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        open_streams()
+        with escaped_errors():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, context: click.Context) -> Any:
+        with escaped_errors():
+            return super().invoke(context)
+
+
+@click.group(cls=Program, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context) -> None:
@@ -38,7 +60,11 @@ def main(context: click.Context) -> None:
     """
     tune_process()
     context.with_resource(unwound_by_sigterm())
+    context.with_resource(warnings_as(notice))
 
 
-for command in (compress, decompress, info, score, calibrate, train, export, import_model, sample, reconstruct):
+COMMANDS = (
+    compress, decompress, test, cat, info, add, score, calibrate, train, export, import_model, sample, reconstruct,
+)
+for command in COMMANDS:
     main.add_command(command)

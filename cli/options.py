@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -27,8 +28,29 @@ class FilePath(click.Path):
         if value == "":
             self.fail("an empty name is no file and no folder", param, ctx)
         if str(value).endswith(os.sep) and not os.path.isdir(value):
-            self.fail(f"{click.format_filename(value)}: no such folder", param, ctx)
+            try:
+                self.missing_folder(value)
+            except OSError as error:
+                self.fail(f"{value}: {error.strerror}", param, ctx)
         return super().convert(value, param, ctx)
+
+    def missing_folder(self, name: str) -> None:
+        """What becomes of a name with a slash at its end that is no folder yet."""
+        raise FileNotFoundError(errno.ENOENT, "no such folder")
+
+
+class OutputPath(FilePath):
+    """A file or a folder, which a slash at its end makes."""
+
+    def missing_folder(self, name: str) -> None:
+        os.makedirs(name)
+
+
+class NewFolderPath(FilePath):
+    """A folder that the command makes."""
+
+    def missing_folder(self, name: str) -> None:
+        pass
 
 
 def model_option(
@@ -84,6 +106,10 @@ def jobs_option() -> Callable[[Command], Command]:
 
 def force_option(help: str = "Overwrite existing outputs.") -> Callable[[Command], Command]:
     return click.option("--force", is_flag=True, help=help)
+
+
+def skip_existing_option(help: str) -> Callable[[Command], Command]:
+    return click.option("--skip-existing", is_flag=True, help=help)
 
 
 def json_option(help: str = "One line of JSON per input instead of text.") -> Callable[[Command], Command]:

@@ -7,10 +7,14 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SPINS = 5000  # of a waiting thread before it sleeps: as fast as with more, and not stalled beside busy programs
+WATCH_SECONDS = 0.5  # between two looks whether the parent is there
 
 
 def tune_process() -> None:
@@ -42,3 +46,31 @@ def unwound_by_sigterm() -> Iterator[None]:
     finally:
         for number, action in old.items():
             signal.signal(number, action)
+
+
+def end_with(parent: int) -> None:
+    """Has this process, a forked child, end as by SIGTERM when its parent, of this id, has ended, however that was."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def open_streams() -> None:
+    """Fills the places of closed standard streams, whose numbers files would get, and gives stderr one to write to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None or sys.stderr.closed:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def warnings_as(notice: Callable[[str], None]) -> Iterator[None]:
+    """Context in which the warnings of libraries, such as Pillow's of odd EXIF, are one line each that is no code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *place: notice(" ".join(str(message).split()))
+        yield

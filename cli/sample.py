@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .files import STREAM, one_line_errors, refuse_existing, say, write_output
-from .options import Command, FilePath, device_option, force_option, model_option
+from .options import Command, FilePath, device_option, force_option, json_option, model_option
 
 if TYPE_CHECKING:
     from vdvae_codec.model.vdvae import VDVAE
@@ -35,8 +36,10 @@ def picture_option() -> Callable[[Command], Command]:
 @picture_option()
 @device_option(DRAWN)
 @force_option()
+@json_option("The result as JSON.")
 def sample(
-    model: str, count: int, size: int | None, temperature: float, seed: int, output: Path, device: str, force: bool
+    model: str, count: int, size: int | None, temperature: float, seed: int, output: Path, device: str, force: bool,
+    as_json: bool,
 ) -> None:
     """Draw images from a model, onto one sheet.
 
@@ -54,7 +57,8 @@ def sample(
         torch.manual_seed(seed)
         picture = square(samples(network, count, side, side, temperature))
         write_output(output, write_image(picture, {}, ".png" if output == STREAM else output.suffix), force)
-    say(f"{output}: {count} images of {side}x{side}", err=output == STREAM)
+    row = {"output": str(output), "images": count, "width": side, "height": side}
+    say(json.dumps(row) if as_json else f"{output}: {count} images of {side}x{side}", err=output == STREAM)
 
 
 def load_model(name: str, device: str) -> tuple[VDVAE, int]:

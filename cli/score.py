@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .files import collected, one_line_errors, output_file, refuse_existing, say, shown
+from .files import STREAM, collected, one_line_errors, output_file, read_input, refuse_existing, say
 from .options import FilePath, device_option, force_option, json_option, max_pixels_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.store import Released
+    from vdvae_codec.scoring.score import Source
 
 
 @click.command(epilog="Example: vdvae-codec score photos/ --report report.html")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath())
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
 @model_option()
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K",
               help="Samples of the importance weighted bound.")
@@ -42,20 +43,20 @@ def score(
 ) -> None:
     """Tell how many bits images need and how surprising they are; flag those that do not belong.
 
-    INPUTS are images and folders. The table is sorted, the most surprising first. bpd: bits per dim of the model.
-    corrected: less what a general coder needs. ood: how far the image's bits, layer by layer, are from those of the
-    model's calibration images; about 1 if it belongs. p: the share of calibration images that are as surprising; an
-    image is flagged where it is at most --fpr. Without a calibration (see vdvae-codec calibrate) there is no ood, and
-    nothing is flagged.
+    INPUTS are images and folders; - is an image on stdin. The table is sorted, the most surprising first. bpd: bits per
+    dim of the model. corrected: less what a general coder needs. ood: how far the image's bits, layer by layer, are
+    from those of the model's calibration images; about 1 if it belongs. p: the share of calibration images that are as
+    surprising; an image is flagged where it is at most --fpr. Without a calibration (see vdvae-codec calibrate) there
+    is no ood, and nothing is flagged.
     """
     if heatmap is not None and (len(inputs) > 1 or inputs[0].is_dir()):
         raise click.UsageError("--heatmap is for a single image")
     if output is not None and output.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise click.UsageError(shown(f"{output}: expected .jsonl, .csv or .parquet"))
+        raise click.UsageError(f"{output}: expected .jsonl, .csv or .parquet")
     if heatmap is not None and heatmap.suffix.lower() != ".png":
-        raise click.UsageError(shown(f"{heatmap}: expected .png"))
+        raise click.UsageError(f"{heatmap}: expected .png")
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
-        raise click.UsageError(shown(f"{report}: expected .html"))
+        raise click.UsageError(f"{report}: expected .html")
     if resume and (output is None or output.suffix != ".jsonl"):
         raise click.UsageError("--resume goes on with a .jsonl: give its name with -o")
     failed, fail = collected()
@@ -70,7 +71,7 @@ def score(
 
         released = load_released(model, device)
         calibration = find_calibration(released, samples)
-        images = list(named(inputs, fail))
+        images = list(named((("-", read_input(path)) if path == STREAM else path for path in inputs), fail))
         head = {"digest": released.digest.hex(), "samples": samples, "llr": llr}
         with contextlib.ExitStack() as stack:
             done, write = stack.enter_context(rows_file(output, head, resume)) if output else ([], None)
@@ -84,7 +85,7 @@ def score(
         rows.sort(key=lambda r: (r.get("p", 1.0), -r.get("ood", 0.0), -r["bpd"]))
         flagged = [r for r in rows if r.get("p", 1.0) <= fpr]
         if heatmap is not None and rows:
-            write_heatmap(released, inputs[0], heatmap, samples, force)
+            write_heatmap(released, *images[0], heatmap, samples, force)
         if report is not None:
             from vdvae_codec.scoring.report import make_report
 
@@ -101,12 +102,12 @@ def score(
         raise click.exceptions.Exit(1)
 
 
-def write_heatmap(released: Released, path: Path, out: Path, samples: int, force: bool) -> None:
+def write_heatmap(released: Released, name: str, source: Source, out: Path, samples: int, force: bool) -> None:
     from vdvae_codec.scoring.output import heat_picture
     from vdvae_codec.scoring.score import read_pixels
     from vdvae_codec.scoring.terms import image_terms
 
-    _, (bits,) = image_terms(released.model, [read_pixels(path, str(path))], samples)
+    _, (bits,) = image_terms(released.model, [read_pixels(source, name)], samples)
     with output_file(out, force) as file:
         heat_picture(bits).save(file, "PNG")
 

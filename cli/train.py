@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from vdvae_codec import DEFAULT_MODEL
 
 from .files import one_line_errors, say
-from .options import FilePath, device_option, model_option, threads_option
+from .options import FilePath, NewFolderPath, device_option, json_option, model_option, threads_option
 
 
 @click.command(epilog=f"Example: vdvae-codec train --model {DEFAULT_MODEL} --data photos/ --out run --minutes 60")
@@ -22,7 +23,7 @@ from .options import FilePath, device_option, model_option, threads_option
                    "batches; or one .npy, .npz (FILE.npz:KEY names the array), .tar or batch file.")
 @click.option("--val", type=FilePath(),
               help="Validation images, likewise; by default 5 % of the images of --data are held out.")
-@click.option("--out", required=True, type=FilePath(), help="The run's folder.")
+@click.option("--out", required=True, type=NewFolderPath(), help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's latest checkpoint.")
 @click.option("--init", "init", metavar="RUN|CHECKPOINT|MODEL",
               help="Start with its averaged weights, or with the integers of a released model (a name or a folder), at "
@@ -37,10 +38,11 @@ from .options import FilePath, device_option, model_option, threads_option
 @click.option("--shard-mib", type=float, default=1024, show_default=True, help="Largest file of a checkpoint.")
 @threads_option()
 @device_option("Where the networks run.")
+@json_option("The result as JSON.")
 def train(
     model: str | None, data: Path, val: Path | None, out: Path, resume: bool, init: str | None, minutes: float | None,
     steps: int | None, learning_rate: float | None, batch: int | None, micro_batch: int | None, keep: int,
-    shard_mib: float, device: str,
+    shard_mib: float, device: str, as_json: bool,
 ) -> None:
     """Train a model's architecture on your images.
 
@@ -68,4 +70,4 @@ def train(
             options = RunOptions(resume, start, minutes, shard_mib, keep)
             final = run(config, recipe, *sets, out, its_device, options, process)
             if process.first:
-                say(f"{final}: done")
+                say(json.dumps({"checkpoint": str(final)}) if as_json else f"{final}: done")

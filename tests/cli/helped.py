@@ -14,6 +14,12 @@ def slow_process_id(task: int) -> int:
     return os.getpid()
 
 
+def endless(task: int) -> int:
+    print("begun", flush=True)
+    time.sleep(1000)
+    return task
+
+
 def bad_at_five(task: int) -> int:
     if task == 5:
         raise ValueError("five is bad")

@@ -286,6 +286,18 @@ def test_from_photographs_to_a_model_of_ones_own(released: Path, photo: np.ndarr
     assert np.array_equal(file_pixels((tmp_path / "a.png").read_bytes()), photo)
 
 
+@pytest.mark.parametrize("arguments", [
+    ["compress", "a\x07\u202e/"], ["\x07\u202e"], ["compress", "--\x07\u202e"], ["cat", "a", "b", "\x07\u202e"],
+    ["decompress", "VDZ", "--only", "\x07\u202e", "--model", "x"], ["score", "a", "-o", "\x07\u202e.txt"],
+    ["info", "\x07\u202e.vdz"], ["calibrate", "\x07", "\u202e"], ["cat", "\x07\u202e", "--jobs", "\x07"],
+    ["compress", "VDZ", "VDZ", "-o", "\x07\u202e"],
+])  # fmt: skip
+def test_errors_reach_the_terminal_without_control_characters(arguments: list[str], native: Path) -> None:
+    result = CliRunner().invoke(main, [str(native / "dot.vdz") if a == "VDZ" else a for a in arguments])
+    assert result.exit_code in (1, 2) and "Error: " in result.output
+    assert all(c.isprintable() for c in result.output if c != "\n"), result.output
+
+
 def test_names_reach_the_terminal_without_control_characters(
     photo_png: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -46,13 +46,19 @@ def test_two_inputs_with_one_output_are_refused(images: Path, tiny_folder: Path,
     assert invoke("decompress", *vdz, "-o", out, *more)[0] == 2 and not contents(out)
 
 
-def test_archives_do_not_overwrite_each_other(images: Path, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_archives_do_not_overwrite_each_other(images: Path, tiny_folder: Path, tmp_path: Path, jobs: int) -> None:
     for n, folder in enumerate((images, images / "sub")):
         assert invoke("compress", folder, "-o", tmp_path / f"{n}.vdz", "--model", tiny_folder)[0] == 0
-    vdz = [tmp_path / f"{n}.vdz" for n in range(2)]
-    code, text = invoke("decompress", *vdz, "-o", tmp_path / "out", "--model", tiny_folder, "--force")
-    assert code == 1 and "an image of another archive is there" in text
-    assert contents(tmp_path / "out") == contents(images)
+    assert invoke("compress", images / "b.png", "-o", tmp_path / "b.vdz", "--model", tiny_folder)[0] == 0
+    (tmp_path / "out").mkdir()
+    more = "-o", tmp_path / "out", "--model", tiny_folder, "--force", "--jobs", jobs
+    for other, name in (("1", "a.png"), ("b", "b.png")):
+        code, text = invoke("decompress", tmp_path / "0.vdz", tmp_path / f"{other}.vdz", *more)
+        assert code == 2 and f"{other}.vdz would both be written to {tmp_path / 'out' / name}" in text
+        assert not contents(tmp_path / "out")
+    code, text = invoke("decompress", tmp_path / "0.vdz", tmp_path / "1.vdz", *more, "--only", "b*")
+    assert code == 1 and list(contents(tmp_path / "out")) == ["b.png"], text  # the second holds no such image
 
 
 def test_what_is_there_costs_no_other_image(images: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -169,7 +175,8 @@ def test_what_is_no_image_is_not_written(images: Path, tiny_folder: Path, tmp_pa
 
 @pytest.mark.parametrize(("arguments", "status", "what"), [
     (["compress", "a.png", "--threads", "100000"], 2, "not in the range"),
-    (["compress", "a.png", "-o", "new/"], 2, "no such folder"),
+    (["compress", "a.png", "-o", "/dev/null/new/"], 2, "Not a directory"),
+    (["score", "a.png", "-o", "new/"], 2, "no such folder"),
     (["score", "a.png", "--heatmap", "x.jpg"], 2, "expected .png"),
     (["score", "a.png", "--report", "x.pdf"], 2, "expected .html"),
 ])  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from command_line import PROGRAM, names
+from image_samples import exif, saved
 
 from vdvae_codec.cli.main import main
-from vdvae_codec.images.files import write_image
+from vdvae_codec.codec.archive import open_archive
+from vdvae_codec.format.whole import replacing
+from vdvae_codec.images.files import read_rgb, write_image
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,107 @@ def test_an_interrupted_command_leaves_nothing(
     assert (process.returncode, out) == (1 if number == signal.SIGINT else 128 + number, ""), err
     assert err.strip() == ("Aborted!" if number == signal.SIGINT else "")
     assert names(tmp_path) == sorted([*before, "a.vdz"])
+
+
+@pytest.fixture
+def slow(photo_png: Path, tmp_path: Path) -> list[Path]:
+    """b.png and c.png, which take long."""
+    noise = write_image(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8), {}, ".png")
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(noise)
+    return [tmp_path / "b.png", tmp_path / "c.png"]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def group(leader: int) -> list[Path]:
+    """The processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            found += [path.parent] if fields[3] == str(leader) and fields[0] != "Z" else []
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc")
+def test_jobs_end_with_a_killed_parent(slow: list[Path], tiny_folder: Path, tmp_path: Path) -> None:
+    """And remove what they had begun."""
+    command = [PROGRAM, "compress", *slow, "--model", tiny_folder, "--jobs", "2", "--no-fallback"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        wait_for(lambda: len(list(tmp_path.glob(".vdvae-codec-*"))) == 2)
+        assert len(group(process.pid)) == 3
+        process.kill()
+    wait_for(lambda: not group(process.pid))
+    assert names(tmp_path) == ["b.png", "c.png"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(
+    slow: list[Path], photo_png: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """But not what another one still writes."""
+    with subprocess.Popen([PROGRAM, "compress", slow[0], "--model", tiny_folder, "--no-fallback"]) as process:
+        wait_for(lambda: list(tmp_path.glob(".vdvae-codec-*")))
+        process.kill()
+    (left,) = tmp_path.glob(".vdvae-codec-*")
+    with replacing(tmp_path / "x.vdz") as file:
+        (writing,) = set(tmp_path.glob(".vdvae-codec-*")) - {left}
+        command = [PROGRAM, "compress", photo_png, "-o", tmp_path / "y.vdz", "--model", tiny_folder]
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert names(tmp_path) == sorted([writing.name, "b.png", "c.png", "y.vdz"])
+        file.write(b"whole")
+    assert (tmp_path / "x.vdz").read_bytes() == b"whole" and not writing.exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- >&-", "2>&- >&- <&-"])
+def test_closed_streams(closed: str, photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Whose numbers files do not get, and a folder, of which a bar is shown."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(photo_png.read_bytes())
+    arguments = [PROGRAM, "compress", tmp_path / "in", "--model", tiny_folder]
+    done = subprocess.run(["sh", "-c", f'exec "$0" "$@" {closed}', *arguments], stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+    with open_archive(tmp_path / "in.vdz", model=str(tiny_folder)) as archive:
+        assert np.array_equal(archive["a.png"].pixels, read_rgb(photo_png))
+
+
+def test_odd_metadata_is_no_line_of_code(photo: np.ndarray, tiny_folder: Path, tmp_path: Path) -> None:
+    """Pillow warns of EXIF that is cut short."""
+    (tmp_path / "a.jpg").write_bytes(saved(photo[:40, :40], "JPEG", exif=b"Exif\0\0" + exif()[6:40]))
+    command = [PROGRAM, "compress", tmp_path / "a.jpg", "--model", tiny_folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and f"notice: {tmp_path / 'a.jpg'}: Truncated File Read\n" in done.stderr, done.stderr
+    assert all(line.startswith("notice: ") and ".py" not in line for line in done.stderr.splitlines())
+
+
+def test_no_colours(photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """With and without a terminal; bars are shown on a terminal, of bytes and the time left."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(photo_png.read_bytes())
+    command = [PROGRAM, "compress", tmp_path / "in", "--force", "--model", tiny_folder]
+    ours, theirs = os.openpty()
+    termios = pytest.importorskip("termios")
+    termios.tcsetwinsize(theirs, (24, 120))
+    environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color"}
+    shown = b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(ours, 1 << 16):
+                shown += part
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    os.close(ours)
+    size = f"{photo_png.stat().st_size / 1000:.1f}k".encode()
+    assert process.returncode == 0 and b"compressing: " in shown and size in shown and b"B/s]" in shown
+    assert not re.search(rb"\x1b\[[0-9;]*m", printed + shown)
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0 and b"\x1b" not in done.stdout and done.stderr == b""
 
 
 def test_threads_are_limited_and_change_no_byte(sources: list[Path], native: Path, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from vdvae_codec.codec.archive import Archive, Folder, Report, compress, decompr
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError
 from vdvae_codec.exact.arithmetic import precisions
-from vdvae_codec.format.vdz import Reader
+from vdvae_codec.format.vdz import Entry, Reader
 from vdvae_codec.images.files import Picture, picture_of, read_picture, write_image
+from vdvae_codec.images.names import file_name
 from vdvae_codec.scoring.score import score
 
 TIME = 1_500_000_000
@@ -387,7 +388,8 @@ def test_file_names() -> None:
     grey, rgb = np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2, 3), np.uint8)
 
     def name(own: str, pixels: np.ndarray | None, data: bytes = b"", **metadata: bytes) -> str:
-        return archive.file_name(Picture(own, pixels, data, ".png", 2, 2, metadata))
+        channels = 0 if pixels is None else pixels.shape[2]
+        return file_name(Entry(own, None, 2, 2, channels, len(data), ".png" * bool(data), bool(data), metadata))
 
     assert name("a/b.jpg", rgb) == "a/b.jpg.png" and name("a.jpg", None, b"file") == "a.jpg"
     assert name("a.TIF", rgb, icc=ICC) == "a.TIF" and name("a.bmp", rgb) == "a.bmp"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NoReturn, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -20,22 +20,12 @@ from vdvae_codec.errors import FormatError, ImageError, ModelError, VdvaeCodecEr
 from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
 from vdvae_codec.format.whole import replacing
-from vdvae_codec.images.files import (
-    SUFFIXES,
-    Picture,
-    all_files,
-    is_image_name,
-    is_image_suffix,
-    picture_of,
-    read_picture,
-    same_format,
-)
-from vdvae_codec.images.frame import suffix_of
+from vdvae_codec.images.classical import is_jpeg
+from vdvae_codec.images.files import Picture, all_files, is_image_name, picture_of, read_picture
 
 SEGMENT = 10_000  # images of a segment
 SEGMENT_PIXELS = 2**26  # of a segment: bounds the memory
 SEGMENT_METADATA = 2**23  # bytes: far below what a table may hold
-PLAIN_SUFFIXES = (".bmp", ".ppm", ".pgm")  # of formats that carry no metadata
 Image = bytes | np.ndarray  # of a file, or pixels (H, W, 1 or 3) uint8
 
 
@@ -56,6 +46,9 @@ class Report:
     table_bytes: int  # names, times, shapes, metadata, side information, groups and checksums
     initial_bits: float  # of the words: what the first latents cost because nothing could be borrowed yet
     other_bytes: int  # of the stored files, those of images that no model can code
+    grown: int  # JPEGs whose coding takes more than they did ...
+    grown_from_bytes: int  # ... in all
+    grown_to_bytes: int
 
     @property
     def bpd(self) -> float:
@@ -139,6 +132,7 @@ class Folder:
         self._folder, self._failed, self._notice = folder, failed, notice
         files = all_files(folder, failed)
         self._paths = [path for path in files if is_image_name(path)]
+        self.size = sum(path.stat().st_size for path in self._paths if path.is_file())  # bytes
         self.others = [path.relative_to(folder).as_posix() for path in files if not is_image_name(path)]
 
     def __len__(self) -> int:
@@ -161,27 +155,36 @@ class Folder:
 def write(
     pictures: Iterable[Picture], file: BinaryIO, model: str | Released = DEFAULT_MODEL, device: str = "auto", *,
     segment: int = SEGMENT, fallback: bool = True, verify: bool = True, total: int | None = None,
-    helpers: Helpers = ALONE,
+    helpers: Helpers = ALONE, onto: Archive | None = None,
 ) -> Report:
-    """Codes pictures, in their order, into a .vdz, and says what it costs.
+    """Codes pictures, in their order, into a .vdz, and says what they cost.
 
-    Takes one segment at a time from ``pictures``, of which ``total`` is only shown. ``verify`` decodes each segment and
-    compares every pixel and file before the next one. Raises ImageError, ModelError or VdvaeCodecError.
+    Takes one segment at a time from ``pictures``, of whose ``total`` bytes a share is shown. ``verify`` decodes each
+    segment and compares every pixel and file before the next one. ``onto``: an archive whose segments come first, as
+    they are. Raises ImageError, ModelError or VdvaeCodecError, and FormatError if ``onto`` is damaged.
     """
     released, writer = load_released(model, device), Writer(file)
     costs = Costs(released.name)
-    with tqdm(total=total, desc="compressing", unit="image", disable=None if total else True) as bar:
-        for part in segments_of(distinct(pictures), segment):
+    for old in onto.segments() if onto else ():
+        writer.add(old)
+        costs.old_bytes += len(old.payload)
+    with bytes_bar("compressing", total, bool(total)) as bar:
+        for part in segments_of(distinct(pictures, onto.names if onto else ()), segment):
             encoded = pipeline.encode(part, released, fallback=fallback, helpers=helpers)
             if verify:
                 pipeline.verify(part, encoded.segment, released, helpers)
             writer.add(encoded.segment)
             costs.add(part, encoded)
-            bar.update(len(part))
+            bar.update(sum(len(picture.data) for picture in part))
     if not costs.images:
         raise ImageError("no images: nothing was written")
     writer.finish()
     return costs.report(writer.table_bytes)
+
+
+def bytes_bar(what: str, total: int | None, wanted: bool) -> tqdm[NoReturn]:
+    """A bar of ``total`` bytes and the time left, on a terminal's stderr only."""
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None if wanted else True)
 
 
 class Costs:
@@ -191,6 +194,7 @@ class Costs:
         self.model, self.names = model, dict[str, None]()
         self.images = self.stored = self.segments = self.dims = 0
         self.input_bytes = self.word_bytes = self.stored_bytes = self.other_bytes = 0
+        self.old_bytes = self.grown = self.grown_from_bytes = self.grown_to_bytes = 0
         self.initial_bits = 0.0
 
     def add(self, pictures: list[Picture], encoded: pipeline.Encoded) -> None:
@@ -199,7 +203,11 @@ class Costs:
         self.images += len(pictures)
         self.word_bytes += segment.word_bytes
         self.initial_bits += encoded.initial_bits
-        for picture, entry in zip(pictures, segment.entries):
+        for picture, entry, size in zip(pictures, segment.entries, encoded.sizes):
+            if is_jpeg(picture.data) and size > len(picture.data):
+                self.grown += 1
+                self.grown_from_bytes += len(picture.data)
+                self.grown_to_bytes += size
             self.stored += not entry.coded
             self.stored_bytes += entry.file_bytes
             self.names |= dict.fromkeys(transforms.names(entry.side_info))
@@ -210,16 +218,17 @@ class Costs:
             self.input_bytes += len(picture.data) or (0 if picture.pixels is None else picture.pixels.nbytes)
 
     def report(self, table_bytes: int) -> Report:
-        output_bytes = table_bytes + self.word_bytes + self.stored_bytes
+        output_bytes = table_bytes + self.word_bytes + self.stored_bytes + self.old_bytes
         return Report(
             self.model, self.images, self.stored, self.segments, tuple(self.names), self.dims, self.input_bytes,
             output_bytes, self.word_bytes, self.stored_bytes, table_bytes, self.initial_bits, self.other_bytes,
+            self.grown, self.grown_from_bytes, self.grown_to_bytes,
         )
 
 
-def distinct(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """The same pictures; raises ImageError for a second one of one name."""
-    names: set[str] = set()
+def distinct(pictures: Iterable[Picture], taken: Iterable[str] = ()) -> Iterator[Picture]:
+    """The same pictures; raises ImageError for a second one of one name, and of a name that is ``taken``."""
+    names = set(taken)
     for picture in pictures:
         if picture.name in names:
             raise ImageError(f"{picture.name!r}: two images of one name")
@@ -336,9 +345,9 @@ class Archive:
         """
         if not self.reader.complete:
             lost(self.reader.trouble)
-        several = len(self.reader.segments) > 1 or None
-        with tqdm(desc="decompressing", unit="image", disable=None if several else True) as bar:
+        with bytes_bar("decompressing", self.reader.size, len(self.reader.segments) > 1) as bar:
             for found in self.reader.segments:
+                bar.update(found.start - bar.n)
                 try:
                     entries = self.reader.entries(found)
                     found = replace(found, count=len(entries), first=entries[0].name, last=entries[-1].name)
@@ -349,21 +358,4 @@ class Archive:
                     lost(f"{found} lost: {error}")
                     continue
                 yield from (picture for picture in pictures if only(picture.name))
-                bar.update(len(entries))
-
-
-def file_name(picture: Picture) -> str:
-    """Of the file that a picture of an archive becomes: its own, if that is what its file was, or if its format is
-    lossless and holds its metadata; else with the suffix behind of what it was, or of .png."""
-    own = PurePosixPath(picture.name).suffix.lower()
-    frame = picture.metadata.get("frame", b"")
-    if picture.data and own and not is_image_suffix(own):
-        return picture.name + picture.suffix
-    if picture.data or (frame and same_format(own, suffix_of(frame))):
-        return picture.name
-    if frame:
-        return picture.name + suffix_of(frame)
-    channels = 0 if picture.pixels is None else picture.pixels.shape[2]
-    plain = channels in (1, 3) and not picture.metadata and (own != ".pgm" or channels == 1)
-    keeps = own in SUFFIXES and (plain or own not in PLAIN_SUFFIXES)
-    return picture.name if keeps else picture.name + ".png"
+            bar.update(self.reader.size - bar.n)

@@ -34,6 +34,7 @@ class Encoded:
     """A segment, and what its words were spent on."""
 
     segment: Segment
+    sizes: tuple[int, ...]  # bytes of each image: its share of the words and its side information, or its file
     initial_bits: float  # what the latents of the first groups cost because nothing could be borrowed yet
 
 
@@ -49,12 +50,11 @@ def encode(
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
-    bits, better, smaller, saved_bytes = iter(words.image_bits), dict(coded), {}, 0.0
-    for n, own in coded.items():
-        colours_bytes, *alpha_bytes = [next(bits) / 8 for _ in own.parts]
-        our_bytes = colours_bytes + sum(alpha_bytes) + own.side_bytes
-        better[n] = own.cheaper(sum(alpha_bytes))
-        saved_bytes += better[n] is not own and sum(alpha_bytes) - len(own.alpha_file)
+    better, smaller, saved_bytes = dict(coded), {}, 0.0
+    for n, part_bytes in bytes_of(coded, words).items():
+        own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
+        better[n] = own.cheaper(alpha_bytes)
+        saved_bytes += alpha_bytes - len(own.alpha_file) if better[n] is not own else 0
         file = smaller_file(pictures[n], our_bytes) if fallback else None
         if file is not None:
             smaller[n] = file
@@ -67,10 +67,18 @@ def encode(
         coded_entry(p, coded[n]) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
     )
     payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
+    sizes = {n: len(file) for n, (file, _) in files.items()}
+    sizes |= {n: round(sum(part_bytes)) + coded[n].side_bytes for n, part_bytes in bytes_of(coded, words).items()}
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
     crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
     segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload, words.stacks)
-    return Encoded(segment, words.initial_bits)
+    return Encoded(segment, tuple(sizes[n] for n in range(len(pictures))), words.initial_bits)
+
+
+def bytes_of(coded: dict[int, Planes], words: tiles.Words) -> dict[int, list[float]]:
+    """Of the words, what each part of the images took."""
+    bits = iter(words.image_bits)
+    return {n: [next(bits) / 8 for _ in own.parts] for n, own in coded.items()}
 
 
 def by_model(picture: Picture) -> bool:

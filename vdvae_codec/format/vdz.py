@@ -147,7 +147,7 @@ def check_entry(entry: Entry, alone: bool) -> None:
         require((entry.file_bytes, entry.suffix, entry.original) == (0, "", False), "table: a coded image with a file")
     else:
         require(entry.file_bytes > 0, "table: an empty file")
-        require(re.fullmatch(r"\.[a-z0-9]{1,15}", entry.suffix) is not None, "table: impossible suffix")
+        require(re.fullmatch(r"\.[A-Za-z0-9]{1,15}", entry.suffix) is not None, "table: impossible suffix")
         require("side_info" not in entry.metadata, "table: side information of a stored file")
     require(entry.channels in (2, 4) or "alpha" not in entry.metadata, "table: transparency of an opaque image")
 

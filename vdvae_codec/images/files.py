@@ -58,7 +58,7 @@ class Picture:
     name: str  # path with slashes, below a folder; empty for a single image
     pixels: np.ndarray | None
     data: bytes  # the file itself; empty for pixels without a file
-    suffix: str  # of the file's name, or else of its format: lower case with the dot
+    suffix: str  # of the file's name, or else of its format; with the dot
     width: int
     height: int
     metadata: dict[str, bytes]  # the frame (``images.frame``), or icc, exif and xmp, where present
@@ -72,7 +72,7 @@ class Picture:
         suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
         """
         if self.data:
-            if suffix is not None and suffix.lower() != self.suffix:
+            if suffix is not None and suffix.lower() != self.suffix.lower():
                 name = self.name or "the image"
                 raise ImageError(f"{name}: kept as the {self.suffix} file that it was; cannot be written as {suffix}")
             return self.data, self.suffix
@@ -83,9 +83,9 @@ class Picture:
             suffix = (suffix or ".png").lower()
             return write_image(self.pixels, self.metadata, suffix), suffix
         own = suffix_of(frame)
+        if same_format(suffix or own, own):
+            return framed(frame, self.pixels), suffix or own
         suffix = (suffix or own).lower()
-        if same_format(suffix, own):
-            return framed(frame, self.pixels), suffix
         if lost := lost_elsewhere(frame):
             raise ImageError(
                 f"{suffix}: would lose what the {own} file held beside its pixels ({', '.join(lost)}); {own} holds it"
@@ -102,6 +102,7 @@ class Picture:
 
 
 def same_format(suffix: str, other: str) -> bool:
+    suffix, other = suffix.lower(), other.lower()
     return _SAME.get(suffix, suffix) == _SAME.get(other, other)
 
 
@@ -233,9 +234,9 @@ def all_files(folder: Path, failed: Callable[[str], None] | None = None) -> list
 
 
 def is_file(path: Path) -> bool:
-    """True too where that cannot be asked: reading it will say why."""
+    """True too of a link to nothing, and where it cannot be asked: reading it will say why."""
     try:
-        return path.is_file()
+        return path.is_file() or not path.exists()
     except OSError:
         return True
 
@@ -249,8 +250,8 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
     with _opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
         image.load()
-        known = (Path(name).suffix.lower(), f".{image.format}".lower(), ".png")
-        suffix = next(s for s in known if s in Image.registered_extensions())
+        known = (Path(name).suffix, f".{image.format}".lower(), ".png")
+        suffix = next(s for s in known if is_image_suffix(s))
         pixels = _pixels(image) if image.mode in _MODES and _is_still_8_bit(image, data) else None
         metadata, notice = _portable(image), ""
         try:

@@ -39,7 +39,7 @@ def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequenc
     """
     if data.startswith(SIGNATURE):
         return _chunk_frame(data)
-    if suffix not in _OF_ROWS:  # a name that does not fit
+    if suffix.lower() not in _OF_ROWS:  # a name that does not fit
         suffix = next((own for start, own in _STARTS.items() if data.startswith(start)), ".tga")
     return None if pixels is None else _row_frame(data, suffix, pixels, tiles)
 
@@ -76,9 +76,10 @@ def colours_of(data: bytes, samples: np.ndarray) -> np.ndarray | None:
 
 
 def suffix_of(frame: bytes) -> str:
-    """Of the file of a frame; that of none is a PNG. Raises ImageError for what no frame says."""
+    """Of the file of a frame, upper or lower case as it was; that of none is a PNG. Raises ImageError for what no frame
+    says."""
     suffix = ".png" if frame[:1] in (b"", CHUNKS, INDEXED) else frame[1:9].rstrip(b"\0").decode("ascii", "replace")
-    if suffix not in (".png", *_OF_ROWS):
+    if suffix != ".png" and suffix.lower() not in _OF_ROWS:
         raise ImageError(f"a frame of {suffix!r}, which no file has")
     return suffix
 
@@ -86,10 +87,10 @@ def suffix_of(frame: bytes) -> str:
 def lost_elsewhere(frame: bytes) -> list[str]:
     """What another format would not hold of the file of a frame, besides its colour profile, EXIF and XMP."""
     if suffix_of(frame) != ".png":
-        return [] if suffix_of(frame) in _BARE else ["tags and bytes around its pixels"]
+        return [] if suffix_of(frame).lower() in _BARE else ["tags and bytes around its pixels"]
     kinds = {kind: contents for kind, contents in _chunks_of(frame[_start(frame) :])}
     portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"PLTE", b"tRNS"} if b"PLTE" in kinds and is_indexed(frame) else set())
-    portable |= ({b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set())
+    portable |= {b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set()
     names = {b"IEND": "bytes behind its end"}
     return [names.get(kind, kind.decode("latin-1")) for kind in kinds if kind not in portable]
 
