@@ -61,7 +61,7 @@ class VdzImageFile(ImageFile.ImageFile):
             self.n_frames = self._reader.starts[-1]
             self.is_animated = self.n_frames > 1
             self._show(0)
-        self._loaded = -1
+        self.tile, self._loaded = [], -1  # no part of the file is for Pillow's own decoders
 
     def _show(self, frame: int) -> None:
         """Size, mode and info of a frame. Raises FormatError or ImageError."""
