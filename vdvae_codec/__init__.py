@@ -12,17 +12,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vdvae_codec.codec.archive import compress, decompress, open_archive, write_archive
+    from vdvae_codec.codec.archive import compress, decompress, decompress_array, open_archive, write_archive
     from vdvae_codec.codec.store import load_released as load_model
     from vdvae_codec.scoring.score import score
 
 __version__ = "0.1.0"
-__all__ = ["DEFAULT_MODEL", "compress", "decompress", "load_model", "open_archive", "score", "write_archive"]
+__all__ = [
+    "DEFAULT_MODEL", "compress", "decompress", "decompress_array", "load_model", "open_archive", "score",
+    "write_archive",
+]
 
 DEFAULT_MODEL = "photo-2"
 
 _PLACES = {
     "compress": "codec.archive.compress", "decompress": "codec.archive.decompress",
+    "decompress_array": "codec.archive.decompress_array",
     "open_archive": "codec.archive.open_archive", "write_archive": "codec.archive.write_archive",
     "load_model": "codec.store.load_released", "score": "scoring.score.score",
 }

@@ -23,7 +23,17 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import vdvae_codec
 from vdvae_codec.codec import archive, tiles
-from vdvae_codec.codec.archive import Archive, Folder, Report, compress, decompress, open_archive, write, write_archive
+from vdvae_codec.codec.archive import (
+    Archive,
+    Folder,
+    Report,
+    compress,
+    decompress,
+    decompress_array,
+    open_archive,
+    write,
+    write_archive,
+)
 from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import FormatError, ImageError, ModelError
 from vdvae_codec.exact.arithmetic import precisions
@@ -117,6 +127,20 @@ def test_compress_and_decompress(tiny_model: Released, photo: np.ndarray) -> Non
         decompress(vdz)
     with pytest.raises(ImageError, match="not an image"):
         compress(b"no image", model=tiny_model)
+
+
+def test_arrays(tiny_model: Released, photo: np.ndarray) -> None:
+    for pixels in (photo[:20, :30], photo[:20, :30, :1], np.full((20, 30, 3), 7, np.uint8)):
+        for fallback in (True, False):
+            vdz = compress(pixels, model=tiny_model, fallback=fallback)
+            assert np.array_equal(decompress_array(vdz, model=tiny_model), pixels)
+    assert np.array_equal(decompress_array(compress(photo[:9, :8, 0], model=tiny_model), model=tiny_model)[..., 0],
+                          photo[:9, :8, 0])  # fmt: skip
+    for name, colours in (("palette.png", "RGB"), ("rgba.png", "RGBA"), ("grey16.png", "I;16"), ("cmyk.jpg", "CMYK")):
+        with Image.open(BytesIO(FILES_ONLY[name])) as image:
+            expected = np.atleast_3d(np.asarray(image if image.mode == colours else image.convert(colours)))
+        back = decompress_array(compress(FILES_ONLY[name], model=tiny_model))
+        assert back.dtype == expected.dtype and np.array_equal(back, expected)
 
 
 def test_stored_files_come_back_under_their_own_suffix_only(tiny_model: Released) -> None:
@@ -218,8 +242,9 @@ def test_a_part(vdz: Path, tiny_model: Released) -> None:
 
 
 def test_decompress_wants_one_image(vdz: Path) -> None:
-    with pytest.raises(FormatError, match="13 images: open_archive"):
-        decompress(vdz.read_bytes())
+    for one in (decompress, decompress_array):
+        with pytest.raises(FormatError, match="13 images: open_archive"):
+            one(vdz.read_bytes())
 
 
 def segments_in(vdz: Path) -> list[tuple[int, int]]:
@@ -229,6 +254,21 @@ def segments_in(vdz: Path) -> list[tuple[int, int]]:
     data = vdz.read_bytes()
     index = int.from_bytes(data[-12:-8], "little")
     return list(zip(starts, [*starts[1:], len(data) - 16 - index]))
+
+
+def test_one_image_waits_for_no_other_segment(vdz: Path, pictures: list[Picture], tiny_model: Released) -> None:
+    """Its number, or its name, is found though the tables of all segments behind and before it are damaged."""
+    data = bytearray(vdz.read_bytes())
+    for n in (0, 1, 3):
+        data[segments_in(vdz)[n][0] + 30] ^= 1
+    with Archive(BytesIO(data), tiny_model) as opened:
+        assert len(opened) == 13
+        check_same(opened[9], pictures[9])
+        check_same(opened[pictures[10].name], pictures[10])
+        with pytest.raises(FormatError, match="damaged"):
+            opened[0]
+        with pytest.raises(FormatError, match="damaged"):
+            assert opened.names
 
 
 def restored(data: bytes, released: Released) -> tuple[list[Picture], list[str]]:

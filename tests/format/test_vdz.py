@@ -188,6 +188,11 @@ def test_the_index_says_where_segments_are_and_what_they_hold() -> None:
     assert [str(f) for f in reader.segments] == [
         "4 images, a/b.png to größe.tif,", "2 images, d.png to größe.tif,", "the image"
     ]
+    assert reader.starts == [0, 4, 6, 7]
+    assert [reader.place(n) for n in (0, 3, 4, 6, -1, -7)] == [(0, 0), (0, 3), (1, 0), (2, 0), (2, 0), (0, 0)]
+    for n in (7, -8):
+        with pytest.raises(IndexError):
+            reader.place(n)
     damaged = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
     walked = Reader(BytesIO(damaged))
     assert not walked.complete and "index" in walked.trouble
@@ -284,6 +289,22 @@ def test_random_tables_behind_right_checksums() -> None:
     for n in range(3000):
         table = rng.bytes(rng.integers(60)) if n % 2 else rng.integers(0, 5, rng.integers(60), np.uint8).tobytes()
         check_refused_or_consistent(sealed(head, table, rest, packing=n % 5))
+
+
+def test_an_index_that_counts_other_images() -> None:
+    data = written(FILES, ALONE)
+    count = struct.unpack_from("<I", data, len(data) - 12)[0]
+    body, index = data[: -16 - count], vdz._unpack(data[-16 - count : -16])
+    assert index[2] == 2  # segments, bytes of the first, its images
+    reader = Reader(BytesIO(indexed(body, index[:2] + b"\3" + index[3:])))
+    assert reader.starts == [0, 3, 4]
+    for read_part in (reader.entries, reader.segment):
+        with pytest.raises(FormatError, match="other images of it"):
+            read_part(reader.segments[0])
+    for impossible in (b"\0", vdz._varints(vdz.MAX_IMAGES + 1)):
+        reader = Reader(BytesIO(indexed(body, index[:2] + impossible + index[3:])))
+        with pytest.raises(FormatError, match="index at the end is missing or damaged"):
+            reader.place(0)
 
 
 def test_an_index_may_hold_more_names_than_a_table() -> None:

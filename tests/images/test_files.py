@@ -220,6 +220,16 @@ def test_metadata_is_kept(suffix: str, pixels: np.ndarray, tmp_path: Path) -> No
         assert picture.portable() == {key: metadata[key] for key in ("icc", "exif", "xmp")}
 
 
+def test_metadata_behind_the_pixels_is_kept() -> None:
+    data = write_image(RGB, {"exif": exif()}, ".png")
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    late = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    again, _ = dataclasses.replace(read_picture(late, "x.png"), data=b"").to_bytes(".webp")
+    with Image.open(BytesIO(again)) as image:
+        assert image.getexif()[271] == "a camera"
+
+
 def test_large_profiles_and_unreadable_text_are_kept() -> None:
     metadata = {"icc": np.random.default_rng(0).bytes(3 << 20), "xmp": b"\xff\xfe\0not UTF-8"}
     assert read_picture(write_image(RGB, metadata, ".png"), "x.png").portable() == metadata

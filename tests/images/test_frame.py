@@ -105,9 +105,9 @@ def test_tags_of_tiffs_are_kept_or_the_file_is(resolution: tuple[int, int]) -> N
 
 
 def image_tags(file: bytes) -> dict[int, object]:
-    from vdvae_codec.images.files import _opened, _own_tags
+    from vdvae_codec.images.files import _own_tags, opened
 
-    with _opened(file, "x.tif") as image:
+    with opened(file, "x.tif") as image:
         return _own_tags(image)
 
 

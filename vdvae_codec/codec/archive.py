@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -81,10 +82,23 @@ def decompress(
     A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
     shipped. Raises FormatError, ModelError or ImageError.
     """
+    return _only_picture(vdz, model, device).to_bytes(suffix)[0]
+
+
+def decompress_array(vdz: bytes, *, model: str | Released | None = None, device: str = "auto") -> np.ndarray:
+    """Decodes the .vdz of one image to its pixels (H, W, C): uint8, with C = 1 or 3, for all that a model coded.
+
+    What that is for a file that was stored as it was, see ``Picture.to_array``. Raises FormatError, ModelError or
+    ImageError.
+    """
+    return _only_picture(vdz, model, device).to_array()
+
+
+def _only_picture(vdz: bytes, model: str | Released | None, device: str) -> Picture:
     with Archive(BytesIO(vdz), model, device) as archive:
         if len(archive) != 1:
             raise FormatError(f"this .vdz holds {len(archive)} images: open_archive reads them")
-        return archive[0].to_bytes(suffix)[0]
+        return archive[0]
 
 
 @eager
@@ -106,9 +120,31 @@ def write_archive(
 def open_archive(
     path: str | Path | BinaryIO, *, model: str | Released | None = None, device: str = "auto"
 ) -> Archive:
-    """Opens a .vdz, of one or of many images, for reading. Raises FormatError if it is none."""
+    """Opens a .vdz, of one or of many images, for reading: a path, a binary file that can seek, or a URL.
+
+    A URL is what fsspec reads (http://, s3://, ...; the extra ``remote`` brings http). Only the bytes that are needed
+    are asked for: of an archive the index, and the segments of the images. Raises FormatError if it is no .vdz,
+    OSError, and VdvaeCodecError for a URL that cannot be read in parts.
+    """
+    if isinstance(path, str) and "://" in path:
+        path = remote_file(path)
     file = Path(path).open("rb") if isinstance(path, (str, Path)) else path  # noqa: SIM115
     return Archive(file, model, device)
+
+
+def remote_file(url: str) -> BinaryIO:
+    """A file of fsspec that reads as many bytes as it is asked for, and no more. Raises VdvaeCodecError or OSError."""
+    try:
+        system, path = importlib.import_module("fsspec.core").url_to_fs(url)
+        file: BinaryIO = system.open(path, "rb", cache_type="none")
+        file.seek(-1, 2)
+        file.read(1)  # a server that gives whole files only refuses that
+    except ImportError as error:
+        line = f"{url}: {error}; pip install 'vdvae-codec[remote]' brings what http needs"
+        raise VdvaeCodecError(line) from error
+    except ValueError as error:
+        raise VdvaeCodecError(f"{url}: cannot be read in parts ({error})") from error
+    return file
 
 
 def as_picture(name: str, image: Image) -> Picture:
@@ -256,9 +292,9 @@ def segments_of(pictures: Iterable[Picture], count: int) -> Iterator[list[Pictur
 class Archive:
     """A .vdz that is read: a sequence of pictures, decoded a segment at a time when they are asked for.
 
-    ``archive[n]`` and ``archive[name]`` decode the segment of one image (the last one is kept), iteration all of them
-    in turn; ``names`` and ``entries`` decode nothing. Raises FormatError where a segment is damaged; ``pictures`` goes
-    on behind it.
+    ``archive[n]`` reads and decodes the segment of one image (the last one is kept), ``archive[name]`` reads tables
+    until the name is found, iteration takes all segments in turn; ``len`` reads the index alone, ``names`` and
+    ``entries`` the tables. Raises FormatError where a segment is damaged; ``pictures`` goes on behind it.
     """
 
     def __init__(
@@ -271,7 +307,7 @@ class Archive:
             file.close()
             raise
         self._kept: tuple[int, list[Picture]] = (-1, [])
-        self._all: list[tuple[int, int, str]] | None = None  # segment, place in it, name
+        self._names: dict[int, list[str]] = {}  # of the images of segments whose tables were read
 
     def __enter__(self) -> Self:
         return self
@@ -286,54 +322,48 @@ class Archive:
         self._file.close()
 
     @property
-    def _places(self) -> list[tuple[int, int, str]]:
-        if self._all is None:
-            self._all = [
-                (s, n, entry.name) for s, entries in enumerate(self._tables()) for n, entry in enumerate(entries)
-            ]
-        return self._all
-
-    def _tables(self) -> Iterator[tuple[Entry, ...]]:
-        if not self.reader.complete:
-            raise FormatError(self.reader.trouble)
-        return (self.reader.entries(found) for found in self.reader.segments)
-
-    @property
     def entries(self) -> list[Entry]:
         """What the tables say of each image: read anew, since their metadata may be large."""
-        return [entry for entries in self._tables() for entry in entries]
+        return [entry for found in self.reader.whole() for entry in self.reader.entries(found)]
+
+    def _names_in(self, segment: int) -> list[str]:
+        if segment not in self._names:
+            self._names[segment] = [entry.name for entry in self.reader.entries(self.reader.segments[segment])]
+        return self._names[segment]
 
     @property
     def names(self) -> list[str]:
         """Of all images, in their order; a single image may have an empty one."""
-        return [name for _, _, name in self._places]
+        return [name for segment in range(len(self.reader.whole())) for name in self._names_in(segment)]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self.reader.starts[-1]
 
     def __iter__(self) -> Iterator[Picture]:
         return (self[n] for n in range(len(self)))
 
     @eager
     def __getitem__(self, key: int | str) -> Picture:
-        if isinstance(key, str):
-            found = [n for n, name in enumerate(self.names) if name == key]
-            if not found:
-                raise KeyError(key)
-            key = found[0]
-        segment, place, _ = self._places[key]
+        segment, place = self._named(key) if isinstance(key, str) else self.reader.place(key)
         if self._kept[0] != segment:
-            self._kept = (segment, self._decode(self.reader.segments[segment]))
+            self._kept = (segment, self.decode(self.reader.segments[segment]))
         return self._kept[1][place]
 
-    def _decode(self, found: Found) -> list[Picture]:
+    def _named(self, name: str) -> tuple[int, int]:
+        """Segment and place of an image; tables are read until it is found, the most likely one first."""
+        likely = sorted(enumerate(self.reader.whole()), key=lambda pair: not pair[1].surrounds(name))
+        for segment, _ in likely:
+            if name in (names := self._names_in(segment)):
+                return segment, names.index(name)
+        raise KeyError(name)
+
+    def decode(self, found: Found) -> list[Picture]:
+        """The images of one of ``reader.segments``. Raises FormatError or ModelError."""
         return pipeline.decode(self.reader.segment(found), self._model, self._device, self._helpers)
 
     def segments(self) -> Iterator[Segment]:
         """All segments as they lie in the file. Raises FormatError."""
-        if not self.reader.complete:
-            raise FormatError(self.reader.trouble)
-        return (self.reader.segment(found) for found in self.reader.segments)
+        return (self.reader.segment(found) for found in self.reader.whole())
 
     def pictures(
         self, only: Callable[[str], bool] = lambda name: True, *, lost: Callable[[str], None]
@@ -351,7 +381,7 @@ class Archive:
                 try:
                     entries = self.reader.entries(found)
                     found = replace(found, count=len(entries), first=entries[0].name, last=entries[-1].name)
-                    pictures = self._decode(found) if any(only(entry.name) for entry in entries) else []
+                    pictures = self.decode(found) if any(only(entry.name) for entry in entries) else []
                 except ModelError:
                     raise
                 except VdvaeCodecError as error:

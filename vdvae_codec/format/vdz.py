@@ -11,8 +11,10 @@ import lzma
 import re
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
@@ -227,6 +229,10 @@ class Found:
             return f"the images of the segment at byte {self.start}"
         return f"{self.count} images, {self.first} to {self.last}," if self.count > 1 else self.first or "the image"
 
+    def surrounds(self, name: str) -> bool:
+        """Whether a name is between the first and the last one: a folder's images are in the order of their paths."""
+        return self.first.split("/") <= name.split("/") <= self.last.split("/")
+
 
 class Reader:
     """Reads a .vdz; raises FormatError if it is none.
@@ -263,6 +269,7 @@ class Reader:
         segments = numbers.varint()
         require(1 < segments <= self.size // _HEAD.size, "index: damaged")
         sizes = [(numbers.varint(), numbers.varint()) for _ in range(segments)]
+        require(all(0 < images <= MAX_IMAGES for _, images in sizes), "index: damaged")
         names = _names(numbers.rest(), 2 * segments, MAX_TABLE)
         require(len(names) == 2 * segments and all(is_safe(name) or not name for name in names), "index: damaged")
         *starts, end = itertools.accumulate((size for size, _ in sizes), initial=_START.size)
@@ -296,6 +303,29 @@ class Reader:
 
     def _incomplete(self, trouble: str) -> None:
         self.complete, self.trouble = False, trouble
+
+    def whole(self) -> list[Found]:
+        """All segments; raises FormatError where some are missing."""
+        require(self.complete, self.trouble)
+        return self.segments
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """How many images there are before each segment, and in all, as the index says; a lone segment's table says so.
+
+        Raises FormatError.
+        """
+        counts = [len(self.entries(found)) if found.count is None else found.count for found in self.whole()]
+        return [0, *itertools.accumulate(counts)]
+
+    def place(self, n: int) -> tuple[int, int]:
+        """The segment of the ``n``-th image, from the end if negative, and its place there.
+
+        Raises IndexError, and FormatError as ``starts``.
+        """
+        n = range(self.starts[-1])[n]
+        segment = bisect_right(self.starts, n) - 1
+        return segment, n - self.starts[segment]
 
     def entries(self, found: Found) -> tuple[Entry, ...]:
         """The images of a segment, from its table alone; raises FormatError if that is damaged."""

@@ -23,10 +23,10 @@ from vdvae_codec.images.frame import colours_of, frame_of, framed, lost_elsewher
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
 
-_RUN_PROGRAMS = ("EPS",)  # formats that Pillow gives to other programs to read: refused
+_REFUSED = ("EPS", "VDVAE")  # formats that Pillow gives to other programs to read, and our own once it is registered
 _STUBS = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow recognises, and reads with other programs only
 _PLUGINS = {".avif", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".dng"}
-_INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of metadata to Pillow's
+INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}  # our names of metadata to Pillow's
 _FORMATS = {
     ".png": "PNG", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP",
 }  # fmt: skip
@@ -92,12 +92,24 @@ class Picture:
             )
         return write_image(self.pixels, self.portable(), suffix), suffix
 
+    def to_array(self) -> np.ndarray:
+        """Pixels (H, W, C): ``pixels``, or what Pillow shows of the first frame of a file that was kept.
+
+        Of such a file a palette's colours (RGB, or RGBA), and what is not uint8: grey of 16 bits as uint16, of one bit
+        as bool, of real numbers as float32. Raises ImageError.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        with opened(self.data, self.name or "the image") as image:
+            return _pixels(image.convert() if image.mode == "P" else image)
+
     def portable(self) -> dict[str, bytes]:
         """Colour profile, EXIF and XMP (icc, exif, xmp) where there are any, as other formats hold them too."""
         frame = self.metadata.get("frame", b"")
         if not frame or self.pixels is None:
             return self.metadata
-        with _opened(framed(frame, self.pixels), self.name or "the image") as image:
+        with opened(framed(frame, self.pixels), self.name or "the image") as image:
+            image.load()  # chunks of a PNG may lie behind its pixels
             return _portable(image)
 
 
@@ -162,18 +174,18 @@ def _naming(name: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(
+def opened(
     file: Path | bytes, name: str | Path, formats: tuple[str, ...] | None = None
 ) -> Iterator[Image.Image]:
     """An image file, opened by Pillow without its limits; any error until it is closed is an ImageError.
 
-    ``formats`` are Pillow's names of those that are tried; None: all that run no other program.
+    ``formats`` are Pillow's names of those that are tried; None: all that run no other program, and no .vdz.
     """
-    opened = BytesIO(file) if isinstance(file, bytes) else file
+    source = BytesIO(file) if isinstance(file, bytes) else file
     if formats is None:
         Image.init()
-        formats = tuple(format for format in Image.ID if format not in _RUN_PROGRAMS)
-    with _naming(name), no_limits, Image.open(opened, formats=formats) as image:
+        formats = tuple(format for format in Image.ID if format not in _REFUSED)
+    with _naming(name), no_limits, Image.open(source, formats=formats) as image:
         check_pixels(image.width, image.height, str(name))
         yield image
 
@@ -189,7 +201,7 @@ def check_pixels(width: int, height: int, name: str) -> None:
 
 def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:
     """Reads any image as (H, W, 3) uint8; raises ImageError naming the file, or ``name``."""
-    with _opened(file, name or str(file)) as image:
+    with opened(file, name or str(file)) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -204,7 +216,7 @@ def image_files(folder: Path, failed: Callable[[str], None] | None = None) -> It
 def is_image_name(path: Path) -> bool:
     """Whether a path has the suffix of an image format that Pillow reads."""
     format = Image.registered_extensions().get(path.suffix.lower())
-    return format in Image.OPEN and format not in (*_RUN_PROGRAMS, *_STUBS)
+    return format in Image.OPEN and format not in (*_REFUSED, *_STUBS)
 
 
 def is_image_suffix(suffix: str) -> bool:
@@ -247,7 +259,7 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
     ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample, with transparency or
     without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds.
     """
-    with _opened(data, name) as image:
+    with opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
         image.load()
         known = (Path(name).suffix, f".{image.format}".lower(), ".png")
@@ -269,7 +281,7 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
 
 def _portable(image: Image.Image) -> dict[str, bytes]:
     """Colour profile, EXIF and XMP."""
-    entries = {key: image.info.get(theirs) for key, theirs in _INFO.items()}
+    entries = {key: image.info.get(theirs) for key, theirs in INFO.items()}
     return {key: value for key, value in entries.items() if isinstance(value, bytes) and value}
 
 
@@ -286,7 +298,7 @@ def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarr
 
     ``formats`` are Pillow's names of those that are read; None: all.
     """
-    with _opened(data, "payload", formats) as image:
+    with opened(data, "payload", formats) as image:
         return _pixels(image)
 
 
@@ -314,7 +326,7 @@ def write_image(pixels: np.ndarray, metadata: dict[str, bytes], suffix: str) -> 
 def encode(pixels: np.ndarray, format: str, metadata: dict[str, bytes], options: dict[str, int]) -> bytes:
     """Writes (H, W, C) uint8 in Pillow's ``format`` with as much of the metadata as it carries; raises ImageError."""
     out = BytesIO()
-    keys: dict[str, object] = {_INFO[key]: value for key, value in metadata.items() if key in _INFO}
+    keys: dict[str, object] = {INFO[key]: value for key, value in metadata.items() if key in INFO}
     try:
         if format == "PNG" and "xmp" in keys:
             text = PngImagePlugin.PngInfo()
