@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_samples import CODABLE, FILES_ONLY, ICC, RGB, XMP, exif, saved
+from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, RGB, TRANSPARENT, XMP, exif, saved
 from PIL import Image, UnidentifiedImageError
 
 import vdvae_codec
@@ -20,7 +20,7 @@ from vdvae_codec.codec.store import Released
 from vdvae_codec.errors import ImageError
 from vdvae_codec.format.vdz import Reader, Writer
 
-FILES = CODABLE | {name: data for name, data in FILES_ONLY.items() if name.endswith(".png")}
+FILES = CODABLE | TRANSPARENT | INDEXED | {name: data for name, data in FILES_ONLY.items() if name.endswith(".png")}
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +28,15 @@ def archive(tiny_model: Released, tmp_path_factory: pytest.TempPathFactory) -> P
     """Of two segments: grey, RGB with metadata, a palette that is stored, and RGB again."""
     path = tmp_path_factory.mktemp("pillow") / "a.vdz"
     profiled = saved(RGB[:20, :30], "PNG", icc_profile=ICC, exif=exif())
-    images = [("grey", CODABLE["grey.png"]), ("rgb", profiled), ("p.png", FILES_ONLY["palette.png"])]
+    images = [("grey", CODABLE["grey.png"]), ("rgb", profiled), ("p.png", INDEXED["palette.png"])]
     images.append(("b", saved(RGB[:9, :8], "PNG")))
     vdvae_codec.write_archive(images, path, model=tiny_model, segment=2, fallback=False)
     return path
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_thirty_files_look_as_they_did(name: str, tiny_model: Released, tiny_folder: Path) -> None:
-    assert len(FILES) == 30
+def test_files_look_as_they_did(name: str, tiny_model: Released, tiny_folder: Path) -> None:
+    assert len(FILES) == 37
     vdz = vdvae_codec.compress(FILES[name], model=tiny_model, fallback=False)
     with Image.open(BytesIO(vdz)) as image, Image.open(BytesIO(FILES[name])) as expected:
         assert (image.format, image.get_format_mimetype()) == ("VDVAE", "image/x-vdz")
@@ -98,7 +98,7 @@ def test_frames_are_the_images_of_an_archive(archive: Path, tiny_folder: Path) -
         assert image.info["icc_profile"] == ICC and image.getexif()[271] == "a camera"
         assert np.array_equal(np.asarray(image), RGB[:20, :30])
         image.seek(2)
-        with Image.open(BytesIO(FILES_ONLY["palette.png"])) as palette:
+        with Image.open(BytesIO(INDEXED["palette.png"])) as palette:
             assert image.getpalette() == palette.getpalette() and "icc_profile" not in image.info
             assert np.array_equal(np.asarray(image), np.asarray(palette))
 
@@ -200,7 +200,7 @@ def test_damage_is_found(archive: Path) -> None:
 
 def test_a_stored_file_of_another_size_is_no_bomb(tiny_model: Released) -> None:
     """Its table says 53x37, which Pillow's limit allows; the file itself is larger."""
-    small = FILES_ONLY["palette.png"]
+    small = INDEXED["palette.png"]
     with Image.open(BytesIO(small)) as image:
         grown = BytesIO()
         image.resize((540, 380)).save(grown, "PNG")

@@ -75,6 +75,18 @@ def colours_of(data: bytes, samples: np.ndarray) -> np.ndarray | None:
     return palette[indices] if np.array_equal(first[same][indices], indices) else None
 
 
+def blank(frame: bytes, height: int, width: int, channels: int) -> np.ndarray:
+    """Pixels (H, W, C) uint8, all the same, that a frame fits. Raises ImageError for what is no frame."""
+    pixels = np.zeros((height, width, channels), np.uint8)
+    if is_indexed(frame):
+        try:
+            depth, kind = _DEPTH.unpack_from(frame, 1)
+            return np.broadcast_to(_palette(depth, kind, dict(_chunks_of(frame[_start(frame) :])))[0], pixels.shape)
+        except (struct.error, ValueError, KeyError, IndexError) as error:
+            raise ImageError("the frame of the image does not fit its pixels") from error
+    return pixels
+
+
 def suffix_of(frame: bytes) -> str:
     """Of the file of a frame, upper or lower case as it was; that of none is a PNG. Raises ImageError for what no frame
     says."""

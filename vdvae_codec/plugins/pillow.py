@@ -16,14 +16,13 @@ from functools import lru_cache
 from io import BytesIO
 from typing import IO, Any, BinaryIO, cast
 
-import numpy as np
 from PIL import Image, ImageFile, ImageSequence, PngImagePlugin
 
 import vdvae_codec
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.vdz import Entry, Reader, is_vdz
 from vdvae_codec.images.files import INFO, Picture, opened, read_picture
-from vdvae_codec.images.frame import XMP, suffix_of
+from vdvae_codec.images.frame import XMP, blank, is_indexed, suffix_of
 
 FORMAT = "VDVAE"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG holds exactly
@@ -70,13 +69,13 @@ class VdzImageFile(ImageFile.ImageFile):
         entry = self._entries(found)[place]
         self._frame, self._size = frame, (entry.width, entry.height)
         if entry.coded:
-            self._mode, self.info = "L" if entry.channels == 1 else "RGB", _info(entry, entry.channels)
+            self._mode, self.info = ("L", "LA", "RGB", "RGBA")[entry.channels - 1], _info(entry, entry.channels)
         else:
             file = list(self._segment(found).files())[place]
             assert file is not None
             with opened(file, entry.name) as image:
                 _require_size(image, self._size)
-                self._mode = image.mode
+                self._mode = _indexed_mode(entry) or image.mode
                 self.info = dict(image.info) if entry.original else _info(entry, len(image.getbands()))
         if entry.name:
             self.info["name"] = entry.name
@@ -112,9 +111,9 @@ class VdzImageFile(ImageFile.ImageFile):
         if self._archive is None or model is not None:
             self._archive = vdvae_codec.open_archive(cast(BinaryIO, self.fp), model=model)
         picture: Picture = self._archive[self._frame]
-        if picture.pixels is not None:
+        if picture.pixels is not None and not is_indexed(picture.metadata.get("frame", b"")):
             return Image.fromarray(picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels)
-        with opened(picture.data, picture.name) as image:
+        with opened(picture.to_bytes()[0], picture.name) as image:
             _require_size(image, self._size)
             image.load()
             return image
@@ -133,10 +132,20 @@ def _require_size(image: Image.Image, size: tuple[int, int]) -> None:
         raise OSError("the stored file is not of the size that the table says")
 
 
+def _indexed_mode(entry: Entry) -> str:
+    """Of a PNG with a palette or of few bits, which was stored as its colours; empty for another image."""
+    frame = entry.metadata.get("frame", b"")
+    if not is_indexed(frame):
+        return ""
+    depth, kind = frame[1:3]
+    return "P" if kind == 3 else "1" if depth == 1 else "L"
+
+
 def _info(entry: Entry, bands: int) -> dict[str | tuple[int, int], Any]:
     """Colour profile, EXIF and XMP of a table, by Pillow's names; a frame is read around blank pixels."""
-    whole = suffix_of(entry.metadata.get("frame", b"")) != ".png"  # the chunks of a PNG fit any size
-    pixels = np.zeros((entry.height if whole else 1, entry.width if whole else 1, bands), np.uint8)
+    frame = entry.metadata.get("frame", b"")
+    whole = suffix_of(frame) != ".png"  # the chunks of a PNG fit any size
+    pixels = blank(frame, entry.height if whole else 1, entry.width if whole else 1, bands)
     portable = Picture("", pixels, b"", "", entry.width, entry.height, entry.metadata).portable()
     return {INFO[key]: value for key, value in portable.items() if key in INFO}
 
