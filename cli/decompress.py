@@ -72,7 +72,7 @@ def decompress(
     suffix says.
 
     BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, and images that no
-    model can code (16 bits, transparency, palettes) as the files they were. Pixels of JPEG and WebP become PNG, with
+    model can code (16 bits, animations) as the files they were. Pixels of JPEG and WebP become PNG, with
     .png behind the names in an archive. An archive becomes a folder, by default beside it, with the names and times
     that its images had; a single file has the permissions and times of its .vdz. A folder stands for all .vdz files
     below it, whose images get into the same folders below -o. A format that cannot hold what a file held beside its

@@ -62,7 +62,7 @@ def compress(
     image: Image, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", fallback: bool = True,
     verify: bool = True,
 ) -> bytes:
-    """Compresses an image file's bytes, or pixels (H, W[, 1 or 3]) uint8, to a .vdz's bytes.
+    """Compresses an image file's bytes, or pixels (H, W[, 1 to 4]) uint8, to a .vdz's bytes.
 
     ``fallback`` stores a WebP, a PNG or the file itself where that is smaller than what the model gives. ``verify``
     decodes the result and compares every pixel. Raises ImageError, ModelError, or VdvaeCodecError if the comparison

@@ -17,7 +17,7 @@ from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
-from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix
+from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque
 from vdvae_codec.images.frame import is_indexed
 from vdvae_codec.transforms import Coded
 
@@ -110,8 +110,8 @@ class Planes:
 
 def planes_of(pixels: np.ndarray, released: Released) -> Planes:
     """Of pixels (H, W, 1 to 4) uint8."""
-    count = pixels.shape[2]
-    colours, alpha = pixels[..., : count - 1 + count % 2], pixels[..., count - 1 + count % 2 :]
+    colours = opaque(pixels)
+    alpha = pixels[..., colours.shape[2] :]
     coded = forward(colours, released)
     if not alpha.size:
         return Planes([coded], b"")

@@ -286,11 +286,16 @@ def _portable(image: Image.Image) -> dict[str, bytes]:
 
 
 def picture_of(pixels: np.ndarray, name: str = "", modified: int | None = None) -> Picture:
-    """A picture of an array (H, W), (H, W, 1) or (H, W, 3) uint8 without a file; raises ImageError for any other."""
+    """A picture of an array (H, W) or (H, W, 1 to 4) uint8 without a file; raises ImageError for any other."""
     array = pixels[..., None] if pixels.ndim == 2 else pixels
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or not array.size:
-        raise ImageError(f"{name or 'pixels'}: expected (H, W, 1 or 3) uint8, got {pixels.shape} {pixels.dtype}")
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] > 4 or not array.size:
+        raise ImageError(f"{name or 'pixels'}: expected (H, W, 1 to 4) uint8, got {pixels.shape} {pixels.dtype}")
     return Picture(name, array, b"", ".png", array.shape[1], array.shape[0], {}, modified)
+
+
+def opaque(pixels: np.ndarray) -> np.ndarray:
+    """The grey or R, G, B of pixels (H, W, 1 to 4)."""
+    return pixels[..., : 1 if pixels.shape[2] < 3 else 3]
 
 
 def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:

@@ -12,13 +12,13 @@ from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import ImageError
 from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.images.classical import quick_size
-from vdvae_codec.images.files import image_files, picture_of, read_picture, read_rgb
+from vdvae_codec.images.files import image_files, opaque, picture_of, read_picture, read_rgb
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.scoring.calibration import FILE, Calibration
 from vdvae_codec.scoring.scores import Row, Scored, row
 from vdvae_codec.scoring.terms import BATCH_PIXELS, image_terms
 
-Source = str | Path | bytes | np.ndarray  # an image: a file, a file's bytes, or its pixels (H, W[, 1 or 3]) uint8
+Source = str | Path | bytes | np.ndarray  # an image: a file, a file's bytes, or its pixels (H, W[, 1 to 4]) uint8
 Images = Source | Iterable[Source | tuple[str, Source]]
 
 
@@ -29,7 +29,7 @@ def score(
 ) -> list[Row]:
     """Scores images: what each costs under a model, and how surprising that is.
 
-    images: a folder, a file, or an iterable of folders, files, bytes of files and arrays (H, W[, 1 or 3]) uint8, each
+    images: a folder, a file, or an iterable of folders, files, bytes of files and arrays (H, W[, 1 to 4]) uint8, each
     alone or as (name, image); samples: K of the importance weighted bound (Burda 2016, arXiv 1509.00519, eq. 8);
     llr: also LLR^{>k}, for which each image is walked once more for every latent layer.
     Returns a row (``scores.row``) for each image in their order; it has ood and p where the model has a calibration.
@@ -71,7 +71,7 @@ def named(images: Images, failed: Callable[[str], None] | None = None) -> Iterat
 
 
 def read_pixels(source: Source, name: str) -> np.ndarray:
-    """(H, W, 1 or 3) uint8: 8-bit grey and RGB as they are, all else as RGB. Raises ImageError."""
+    """(H, W, 1 or 3) uint8 without transparency: 8-bit grey and RGB as they are, all else as RGB. Raises ImageError."""
     if isinstance(source, np.ndarray):
         picture = picture_of(source, name)
     else:
@@ -79,8 +79,7 @@ def read_pixels(source: Source, name: str) -> np.ndarray:
             picture = read_picture(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
         except OSError as error:
             raise ImageError(f"{name}: {error.strerror}") from error
-    opaque = picture.pixels is not None and picture.pixels.shape[2] in (1, 3)
-    return picture.pixels if opaque and picture.pixels is not None else read_rgb(picture.data, name)
+    return read_rgb(picture.data, name) if picture.pixels is None else opaque(picture.pixels)
 
 
 def score_images(
