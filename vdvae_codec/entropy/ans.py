@@ -12,7 +12,7 @@ import numpy as np
 from vdvae_codec.errors import FormatError
 
 SYMBOLS = 16  # size of the alphabet: a nibble
-FREE = 2**10  # symbols that a file's stack gives once it is empty: the lowest that were pushed first, and cost nothing
+FREE = 2**16  # symbols that a file's stack gives once it is empty: the lowest that were pushed first, and cost nothing
 
 
 def symbol_bits(frequencies: np.ndarray, symbols: np.ndarray) -> np.ndarray:
