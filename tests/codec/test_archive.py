@@ -137,9 +137,10 @@ def test_arrays(tiny_model: Released, photo: np.ndarray) -> None:
     assert np.array_equal(decompress_array(compress(photo[:9, :8, 0], model=tiny_model), model=tiny_model)[..., 0],
                           photo[:9, :8, 0])  # fmt: skip
     for name, colours in (("palette.png", "RGB"), ("rgba.png", "RGBA"), ("grey16.png", "I;16"), ("cmyk.jpg", "CMYK")):
-        with Image.open(BytesIO(FILES_ONLY[name])) as image:
+        data = (FILES_ONLY | INDEXED | TRANSPARENT)[name]
+        with Image.open(BytesIO(data)) as image:
             expected = np.atleast_3d(np.asarray(image if image.mode == colours else image.convert(colours)))
-        back = decompress_array(compress(FILES_ONLY[name], model=tiny_model))
+        back = decompress_array(compress(data, model=tiny_model), model=tiny_model)
         assert back.dtype == expected.dtype and np.array_equal(back, expected)
 
 
