@@ -15,7 +15,7 @@ from vdvae_codec import DEFAULT_MODEL
 from .compress import folder_pictures, one_picture
 from .files import collected, has_changed, one_line_errors, output_file, say
 from .helpers import helpers
-from .options import FilePath, device_option, json_option, model_option, threads_option
+from .options import FilePath, device_option, json_option, max_pixels_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.images.files import Picture
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @model_option("A shipped model's name, or a model's folder; by default the model of the archive.", None)
 @device_option()
 @threads_option()
+@max_pixels_option()
 @json_option("The result as JSON.")
 def add(archive: Path, images: tuple[Path, ...], model: str | None, device: str, as_json: bool) -> None:
     """Add images to an archive, behind those that it holds.

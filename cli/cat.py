@@ -10,7 +10,7 @@ from vdvae_codec import DEFAULT_MODEL
 
 from .files import STREAM, one_line_errors, open_input, write_output
 from .helpers import helpers
-from .options import FilePath, decoder_model_option, device_option, threads_option
+from .options import FilePath, decoder_model_option, device_option, max_pixels_option, threads_option
 
 
 @click.command(epilog="Example: vdvae-codec cat photos.vdz summer/beach.png > beach.png")
@@ -19,6 +19,7 @@ from .options import FilePath, decoder_model_option, device_option, threads_opti
 @decoder_model_option()
 @device_option()
 @threads_option()
+@max_pixels_option()
 def cat(file: Path, name: str | None, model: str | None, device: str) -> None:
     """Write the image of a .vdz to stdout; of an archive, the image called NAME (see vdvae-codec info)."""
     with one_line_errors(file), helpers(1, [file], model or DEFAULT_MODEL) as sharing, open_input(file) as opened:

@@ -11,7 +11,15 @@ from vdvae_codec import DEFAULT_MODEL
 
 from .files import collected, each, open_input, say
 from .helpers import helpers
-from .options import FilePath, decoder_model_option, device_option, jobs_option, json_option, threads_option
+from .options import (
+    FilePath,
+    decoder_model_option,
+    device_option,
+    jobs_option,
+    json_option,
+    max_pixels_option,
+    threads_option,
+)
 
 
 @click.command("test", epilog="Example: vdvae-codec test archive/*.vdz")
@@ -19,6 +27,7 @@ from .options import FilePath, decoder_model_option, device_option, jobs_option,
 @decoder_model_option()
 @device_option()
 @threads_option()
+@max_pixels_option()
 @jobs_option()
 @json_option()
 def test(inputs: tuple[Path, ...], model: str | None, device: str, jobs: int, as_json: bool) -> None:
