@@ -25,7 +25,7 @@ SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders mor
 TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this close to ours
 ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
 PLAIN_ALPHA_BYTES, PLAIN_ALPHA_RATE = 256, 1e-3  # and bytes a pixel: smaller transparency is not worth a model's time
-MOST_ALPHA_BYTES = 2**22  # of a transparency that the table holds
+MOST_ALPHA_BYTES = 2**24  # of transparency in a table, but for what is not worth a model's time
 WORTH_CODING_AGAIN = 1e-3  # share of a segment that files must save, since its other images are then coded again
 
 
@@ -50,11 +50,13 @@ def encode(
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
-    better, smaller, saved_bytes = dict(coded), {}, 0.0
+    better, smaller, saved_bytes, room = dict(coded), {}, 0.0, MOST_ALPHA_BYTES
     for n, part_bytes in bytes_of(coded, words).items():
         own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
-        better[n] = own.cheaper(alpha_bytes)
-        saved_bytes += alpha_bytes - len(own.alpha_file) if better[n] is not own else 0
+        better[n] = own.cheaper(min(alpha_bytes, room))
+        if better[n] is not own:
+            saved_bytes += alpha_bytes - len(own.alpha_file)
+            room -= len(own.alpha_file)
         file = smaller_file(pictures[n], our_bytes) if fallback else None
         if file is not None:
             smaller[n] = file
@@ -91,7 +93,7 @@ class Planes:
     """What stands for the pixels of an image: the model codes ``parts``, all else is in the table."""
 
     parts: list[Coded]  # the colours; then transparency, unless its file alone holds it
-    alpha_file: bytes  # transparency as an image file; empty for none, and where it would be too large for the table
+    alpha_file: bytes  # transparency as an image file; empty for none
 
     @property
     def side_bytes(self) -> int:
@@ -115,8 +117,7 @@ def planes_of(pixels: np.ndarray, released: Released) -> Planes:
     coded = forward(colours, released)
     if not alpha.size:
         return Planes([coded], b"")
-    file = plane_file(alpha)
-    planes = Planes([coded, Coded(alpha, b"", None)], file if len(file) <= MOST_ALPHA_BYTES else b"")
+    planes = Planes([coded, Coded(alpha, b"", None)], plane_file(alpha))
     return planes.cheaper(PLAIN_ALPHA_BYTES + PLAIN_ALPHA_RATE * alpha.size)
 
 
