@@ -85,8 +85,9 @@ def decompress(
     return _only_picture(vdz, model, device).to_bytes(suffix)[0]
 
 
+@eager
 def decompress_array(vdz: bytes, *, model: str | Released | None = None, device: str = "auto") -> np.ndarray:
-    """Decodes the .vdz of one image to its pixels (H, W, C): uint8, with C = 1 or 3, for all that a model coded.
+    """Decodes the .vdz of one image to its pixels (H, W, C): uint8, with C = 1 to 4, for all that a model coded.
 
     What that is for a file that was stored as it was, see ``Picture.to_array``. Raises FormatError, ModelError or
     ImageError.
