@@ -49,7 +49,7 @@ def sizes(data: bytes) -> dict[str, int]:
         colours = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
         still = getattr(image, "n_frames", 1) == 1
         return {
-            "the files": len(data), "PNG, optimised": saved(image, "PNG", optimize=True, save_all=not still),
+            "the files": len(data), "PNG, optimised": saved(image, "PNG", optimize=True) if still else 0,
             "WebP lossless m6": saved(colours, "WEBP", **WEBP) if still else 0,
             "JPEG XL e7": saved(colours, "JXL", lossless=True, effort=7) if still else 0,
             "vdvae-codec": len(vdz), "images coded by the model": int(archive.entries[0].coded),

@@ -85,7 +85,10 @@ def random_entry(rng: np.random.Generator, number: int) -> Entry:
     height, width = (int(2 ** rng.uniform(0, 32)) for _ in range(2))
     keys = [key for key in vdz.KEYS if rng.random() < 0.3]
     metadata = {key: rng.bytes(rng.integers(200)) for key in keys}
+    if "channels" in metadata:
+        metadata["channels"] = bytes([rng.integers(1, 5)])
     if rng.random() < 0.7:
+        metadata.pop("channels", None)
         channels = int(rng.integers(1, 5)) if "alpha" not in metadata else int(rng.choice([2, 4]))
         return Entry(name, modified, height, width, channels, metadata=metadata)
     metadata.pop("alpha", None)

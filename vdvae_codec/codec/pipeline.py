@@ -17,7 +17,7 @@ from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
-from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque
+from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque, with_channels
 from vdvae_codec.images.frame import is_indexed
 from vdvae_codec.transforms import Coded
 
@@ -158,10 +158,16 @@ def coded_entry(picture: Picture, planes: Planes) -> Entry:
 def file_entry(picture: Picture, data: bytes, suffix: str) -> Entry:
     """Metadata is in the input itself; of any other file it is the table's."""
     original = data is picture.data
-    metadata = {} if original else picture.metadata
+    metadata = {} if original else picture.metadata | channels_of(picture)
     return Entry(
         picture.name, picture.modified, picture.height, picture.width, 0, len(data), suffix, original, metadata
     )
+
+
+def channels_of(picture: Picture) -> dict[str, bytes]:
+    """What the table says of a picture whose pixels a WebP or PNG holds: RGB goes without saying."""
+    count = 3 if picture.pixels is None else picture.pixels.shape[2]
+    return {} if count == 3 else {"channels": bytes([count])}
 
 
 def checksum(images: Sequence[np.ndarray]) -> int:
@@ -187,13 +193,15 @@ def decode(
 
 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
-    metadata = {key: value for key, value in entry.metadata.items() if key not in ("side_info", "alpha")}
+    metadata = {key: value for key, value in entry.metadata.items() if key not in ("side_info", "alpha", "channels")}
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
         pixels = file_pixels(file, FORMATS)  # others may run programs (EPS), and are never written
         if pixels.shape[:2] != (entry.height, entry.width):
             raise FormatError(f"the stored {entry.suffix} file is not of the size that the table says")
+        if "channels" in entry.metadata:
+            pixels = with_channels(pixels, entry.metadata["channels"][0])
     data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
     return Picture(entry.name, pixels, data, suffix, entry.width, entry.height, metadata, entry.modified)
 

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from vdvae_codec.errors import ImageError
-from vdvae_codec.images.files import OPTIONS, Picture, encode, file_pixels
+from vdvae_codec.images.files import OPTIONS, Picture, encode, file_pixels, with_channels
 
 FORMATS = ("PNG", "WEBP")  # Pillow's names of those in which ``best_file`` writes a new file
 _WEBP_SIDE = 16383  # the largest side that WebP can hold
@@ -19,8 +19,9 @@ _PNG_FRAME = 57  # bytes of a PNG around its compressed pixels
 def best_file(picture: Picture) -> tuple[bytes, str]:
     """The smallest file that holds exactly the picture, and its suffix: the input itself, a WebP or a PNG.
 
-    A new file carries no metadata: that is the container's, and counted here. The
-    input itself is ``picture.data``, the same object. Raises ImageError for pixels that no such file can hold.
+    A new file carries no metadata: that is the container's, and counted here; and a WebP may have another number of
+    channels (``with_channels``). The input itself is ``picture.data``, the same object. Raises ImageError for pixels
+    that no such file can hold.
     """
     best, suffix, limit = picture.data, picture.suffix, len(picture.data) or sys.maxsize
     pixels = picture.pixels
@@ -28,8 +29,8 @@ def best_file(picture: Picture) -> tuple[bytes, str]:
         return best, suffix
     limit -= sum(len(zlib.compress(value)) for value in picture.metadata.values())
     for format, options in _coders(pixels):
-        data = encode(pixels, format, {}, options)
-        if len(data) < limit and np.array_equal(file_pixels(data), pixels):
+        data = encode(_held(pixels, format), format, {}, options)
+        if len(data) < limit and np.array_equal(with_channels(file_pixels(data), pixels.shape[2]), pixels):
             best, suffix, limit = data, f".{format.lower()}", len(data)
     if not best:
         raise ImageError(f"{picture.name or 'pixels'}: no image file holds them exactly")
@@ -38,9 +39,17 @@ def best_file(picture: Picture) -> tuple[bytes, str]:
 
 def _coders(pixels: np.ndarray) -> list[tuple[str, dict[str, int]]]:
     """Pillow's names and options of the coders that are worth trying on (H, W, C) uint8."""
-    webp = pixels.shape[2] > 2 and max(pixels.shape) <= _WEBP_SIDE  # it cannot say that an image is grey
+    webp = max(pixels.shape) <= _WEBP_SIDE
     png = not webp or pixels.shape[0] * pixels.shape[1] <= _SMALL
     return [("WEBP", OPTIONS["WEBP"])] * webp + [("PNG", {"optimize": 1})] * png
+
+
+def _held(pixels: np.ndarray, format: str) -> np.ndarray:
+    """Of pixels (H, W, C) uint8 what a file of Pillow's ``format`` can hold: WebP has no grey, and drops opacity."""
+    if format != "WEBP":
+        return pixels
+    transparent = pixels.shape[2] in (2, 4) and bool((pixels[..., -1] < 255).any())
+    return with_channels(pixels, 4 if transparent else 3)
 
 
 def plane_file(plane: np.ndarray) -> bytes:
@@ -48,7 +57,7 @@ def plane_file(plane: np.ndarray) -> bytes:
     png = encode(plane, "PNG", {}, {"optimize": 1})
     if max(plane.shape) > _WEBP_SIDE:
         return png
-    return min(png, encode(np.repeat(plane, 3, 2), "WEBP", {}, OPTIONS["WEBP"]), key=len)
+    return min(png, encode(_held(plane, "WEBP"), "WEBP", {}, OPTIONS["WEBP"]), key=len)
 
 
 def quick_size(pixels: np.ndarray) -> int:

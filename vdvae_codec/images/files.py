@@ -298,6 +298,17 @@ def opaque(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., : 1 if pixels.shape[2] < 3 else 3]
 
 
+def with_channels(pixels: np.ndarray, count: int) -> np.ndarray:
+    """Pixels (H, W, 1 to 4) uint8 as ``count`` channels: grey is the first colour, and what has no transparency is
+    opaque."""
+    if pixels.shape[2] == count:
+        return pixels
+    colours = opaque(pixels)
+    alpha = pixels[..., colours.shape[2] :] if pixels.shape[2] in (2, 4) else np.full_like(pixels[..., :1], 255)
+    colours = np.broadcast_to(colours[..., : count - 1 + count % 2], (*pixels.shape[:2], count - 1 + count % 2))
+    return np.concatenate([colours, alpha][: 1 + (count % 2 == 0)], 2)
+
+
 def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
     """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError.
 

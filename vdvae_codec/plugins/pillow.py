@@ -68,15 +68,16 @@ class VdzImageFile(ImageFile.ImageFile):
         found = self._reader.segments[segment]
         entry = self._entries(found)[place]
         self._frame, self._size = frame, (entry.width, entry.height)
-        if entry.coded:
-            self._mode, self.info = ("L", "LA", "RGB", "RGBA")[entry.channels - 1], _info(entry, entry.channels)
+        count = entry.metadata.get("channels", bytes([entry.channels]))[0]
+        if count and not _indexed_mode(entry):
+            self._mode, self.info = ("L", "LA", "RGB", "RGBA")[count - 1], _info(entry, count)
         else:
             file = list(self._segment(found).files())[place]
             assert file is not None
             with opened(file, entry.name) as image:
                 _require_size(image, self._size)
                 self._mode = _indexed_mode(entry) or image.mode
-                self.info = dict(image.info) if entry.original else _info(entry, len(image.getbands()))
+                self.info = dict(image.info) if entry.original else _info(entry, count or len(image.getbands()))
         if entry.name:
             self.info["name"] = entry.name
 
