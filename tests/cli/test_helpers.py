@@ -84,8 +84,9 @@ list(helpers.map(helped.endless, range(9)))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert [process.stdout.readline() for _ in range(3)] == ["begun\n"] * 3
+        begun = [process.stdout.readline() for _ in range(3)]
         process.kill()
+    assert begun == ["begun\n"] * 3
     for _ in range(100):
         if not any(Path(f"/proc/{pid}").exists() for pid in pids):
             break
