@@ -26,8 +26,10 @@ from vdvae_codec.images.frame import chunks
 WEBP = {"lossless": True, "method": 6, "quality": 100, "exact": True}
 
 
-def kind(image: Image.Image) -> str:
-    return f"{image.mode}, animated" if getattr(image, "n_frames", 1) > 1 else image.mode
+def kind(image: Image.Image, data: bytes) -> str:
+    """Its mode, and what other formats do not hold."""
+    deep, animated = data[24] == 16, getattr(image, "n_frames", 1) > 1
+    return image.mode + ", 16 bits" * deep + ", animated" * animated
 
 
 def saved(image: Image.Image, format: str, **options: object) -> int:
@@ -47,7 +49,7 @@ def sizes(data: bytes) -> dict[str, int]:
         if not same or around[0] != around[1] or image.getpalette() != again.getpalette():
             raise click.ClickException("an image came back as another one")
         colours = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
-        still = getattr(image, "n_frames", 1) == 1
+        still = "," not in kind(image, data)
         return {
             "the files": len(data), "PNG, optimised": saved(image, "PNG", optimize=True) if still else 0,
             "WebP lossless m6": saved(colours, "WEBP", **WEBP) if still else 0,
@@ -63,7 +65,7 @@ def main(folder: Path, most: int) -> None:
     kinds: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.rglob("*.png")):
         with Image.open(path) as image:
-            kinds[kind(image)].append(path)
+            kinds[kind(image, path.read_bytes())].append(path)
     rows = []
     for name, paths in sorted(kinds.items()):
         chosen = paths[:: -(-len(paths) // most)]
