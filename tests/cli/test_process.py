@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from command_line import PROGRAM, names
 from image_samples import exif, saved
 
+import vdvae_codec
 from vdvae_codec.cli.main import main
 from vdvae_codec.codec.archive import open_archive
 from vdvae_codec.format.whole import replacing
@@ -212,3 +213,8 @@ main()
     command = [sys.executable, "-c", program, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "3"
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "vdvae_codec", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and vdvae_codec.__version__ in done.stdout

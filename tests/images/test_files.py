@@ -36,6 +36,7 @@ from vdvae_codec.images.files import (
     picture_of,
     read_picture,
     read_rgb,
+    with_channels,
     write_image,
 )
 
@@ -78,6 +79,18 @@ def test_transparency_and_palettes_come_back(name: str) -> None:
                 "L" if picture.pixels.shape[2] == 1 else "RGB" if opaque else "RGBA"
             ))
             assert again[24:26] == data[24:26]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("own", [1, 2, 3, 4])
+def test_channels_of_other_numbers(own: int, count: int) -> None:
+    pixels = natural(5, 6, own)
+    changed = with_channels(pixels, count)
+    assert changed.shape == (5, 6, count) and np.array_equal(changed[..., 0], pixels[..., 0])
+    if count % 2 == 0:
+        assert np.array_equal(changed[..., -1], pixels[..., -1] if own % 2 == 0 else np.full((5, 6), 255))
+    if own >= count:
+        assert np.array_equal(with_channels(with_channels(changed, 4), count), changed)
 
 
 def test_palettes_that_do_not_tell_their_colours_apart_stay_files() -> None:
