@@ -360,6 +360,6 @@ def test_verification_sees_every_flipped_bit(photo_model: Released, photo: np.nd
 
 
 def test_pixels_that_no_image_holds() -> None:
-    for array in (np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)):
-        with pytest.raises(ImageError, match=r"expected \(H, W, 1 or 3\) uint8"):
+    for array in (np.zeros((4, 4, 5), np.uint8), np.zeros((4, 4), np.float32), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ImageError, match=r"expected \(H, W, 1 to 4\) uint8"):
             picture_of(array)

@@ -126,7 +126,7 @@ def test_several_archives(few: Path, tiny_folder: Path, tmp_path: Path) -> None:
     assert np.array_equal(dataset[0].permute(1, 2, 0).numpy(), RGB)
     kinds = [(tuple(dataset[n].shape), dataset[n].dtype) for n in range(1, 6)]
     assert kinds == [((3, 37, 53), torch.uint8), ((4, 37, 53), torch.uint8), ((1, 37, 53), torch.uint16),
-                     ((1, 37, 53), torch.bool), ((3, 37, 53), torch.uint8)]  # fmt: skip
+                     ((1, 37, 53), torch.uint8), ((3, 37, 53), torch.uint8)]  # fmt: skip
     for index in (len(dataset), -len(dataset) - 1):
         with pytest.raises(IndexError):
             dataset[index]
