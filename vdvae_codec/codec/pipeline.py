@@ -44,23 +44,13 @@ def encode(
 ) -> Encoded:
     """Codes pictures together.
 
-    What no model codes (16 bits, palettes, animations) is stored as a file. With ``fallback`` so is an
-    image for which WebP, PNG or the file itself is smaller than what the model needs for it. Raises ImageError.
+    What no model codes (16 bits, palettes, animations) is stored as a file. With ``fallback`` so is an image for which
+    WebP, PNG or the file itself is smaller than what the model needs for it. Raises ImageError.
     """
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
-    better, smaller, saved_bytes, room = dict(coded), {}, 0.0, MOST_ALPHA_BYTES
-    for n, part_bytes in bytes_of(coded, words).items():
-        own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
-        better[n] = own.cheaper(min(alpha_bytes, room))
-        if better[n] is not own:
-            saved_bytes += alpha_bytes - len(own.alpha_file)
-            room -= len(own.alpha_file)
-        file = smaller_file(pictures[n], our_bytes) if fallback else None
-        if file is not None:
-            smaller[n] = file
-            saved_bytes += our_bytes - len(file[0])
+    better, smaller, saved_bytes = improved(pictures, coded, words, fallback)
     if (smaller and len(smaller) == len(coded)) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
         coded = {n: own for n, own in better.items() if n not in smaller}
         files |= smaller
@@ -75,6 +65,25 @@ def encode(
     crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
     segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload, words.stacks)
     return Encoded(segment, tuple(sizes[n] for n in range(len(pictures))), words.initial_bits)
+
+
+def improved(
+    pictures: Sequence[Picture], coded: dict[int, Planes], words: tiles.Words, fallback: bool
+) -> tuple[dict[int, Planes], dict[int, tuple[bytes, str]], float]:
+    """Planes whose transparency is a file where that is smaller, files that are smaller than what the model needs
+    (with ``fallback``), and the bytes that both save."""
+    better, smaller, saved_bytes, room = dict(coded), {}, 0.0, MOST_ALPHA_BYTES
+    for n, part_bytes in bytes_of(coded, words).items():
+        own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
+        better[n] = own.cheaper(min(alpha_bytes, room))
+        if better[n] is not own:
+            saved_bytes += alpha_bytes - len(own.alpha_file)
+            room -= len(own.alpha_file)
+        file = smaller_file(pictures[n], our_bytes) if fallback else None
+        if file is not None:
+            smaller[n] = file
+            saved_bytes += our_bytes - len(file[0])
+    return better, smaller, saved_bytes
 
 
 def bytes_of(coded: dict[int, Planes], words: tiles.Words) -> dict[int, list[float]]:
@@ -192,14 +201,20 @@ def decode(
     ]
 
 
+def pixels_of(entry: Entry, file: bytes, kind: str) -> np.ndarray:
+    """Of a stored PNG or WebP: other formats may run programs (EPS), and are never written. Raises FormatError."""
+    pixels = file_pixels(file, FORMATS)
+    if pixels.shape[:2] != (entry.height, entry.width):
+        raise FormatError(f"the stored {kind} file is not of the size that the table says")
+    return pixels
+
+
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
     metadata = {key: value for key, value in entry.metadata.items() if key not in ("side_info", "alpha", "channels")}
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
-        pixels = file_pixels(file, FORMATS)  # others may run programs (EPS), and are never written
-        if pixels.shape[:2] != (entry.height, entry.width):
-            raise FormatError(f"the stored {entry.suffix} file is not of the size that the table says")
+        pixels = pixels_of(entry, file, entry.suffix)
         if "channels" in entry.metadata:
             pixels = with_channels(pixels, entry.metadata["channels"][0])
     data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
@@ -226,9 +241,7 @@ def merged(entry: Entry, parts: Sequence[np.ndarray]) -> np.ndarray:
     """The pixels of an image of which the model coded ``parts``. Raises FormatError."""
     planes = [transforms.inverse(parts[0], entry.side_info), *parts[1:]]
     if "alpha" in entry.metadata:
-        planes.append(file_pixels(entry.metadata["alpha"], FORMATS)[..., :1])
-        if planes[1].shape[:2] != (entry.height, entry.width):
-            raise FormatError("alpha: the transparency is not of the size that the table says")
+        planes.append(pixels_of(entry, entry.metadata["alpha"], "alpha")[..., :1])
     return np.concatenate(planes, 2) if len(planes) > 1 else planes[0]
 
 

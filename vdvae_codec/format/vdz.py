@@ -72,6 +72,11 @@ class Entry:
         return self.height, self.width, self.channels
 
     @property
+    def pixel_channels(self) -> int:
+        """Of the pixels; 0 where the stored file alone says it."""
+        return self.metadata["channels"][0] if "channels" in self.metadata else self.channels
+
+    @property
     def parts(self) -> list[tuple[int, int, int]]:
         """Shapes of what the model codes: the colours, and the transparency unless the table has it."""
         colours, opaque = 2 * ((self.channels - 1) // 2) + 1, self.channels % 2 == 1 or "alpha" in self.metadata

@@ -50,7 +50,7 @@ def file_name(entry: Entry) -> str:
     if frame:
         with suppress(ImageError):  # what no frame says is found when the image is decoded
             return entry.name if same_format(own, suffix_of(frame)) else entry.name + suffix_of(frame)
-    count = entry.metadata.get("channels", bytes([entry.channels]))[0]
+    count = entry.pixel_channels
     rich = count in (2, 4) or entry.metadata.keys() - {"side_info", "channels"}
     keeps = own in SUFFIXES and (own != ".pgm" or count == 1) and not (rich and own in PLAIN_SUFFIXES)
     return entry.name if keeps else entry.name + ".png"

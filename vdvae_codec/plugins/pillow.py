@@ -68,7 +68,7 @@ class VdzImageFile(ImageFile.ImageFile):
         found = self._reader.segments[segment]
         entry = self._entries(found)[place]
         self._frame, self._size = frame, (entry.width, entry.height)
-        count = entry.metadata.get("channels", bytes([entry.channels]))[0]
+        count = entry.pixel_channels
         if count and not _indexed_mode(entry):
             self._mode, self.info = ("L", "LA", "RGB", "RGBA")[count - 1], _info(entry, count)
         else:
