@@ -59,7 +59,8 @@ def describe(path: Path, file: BinaryIO) -> tuple[dict[str, Any], bool]:
 
 def entry_row(entry: Entry) -> dict[str, Any]:
     row = {"name": entry.name, "modified": entry.modified, "width": entry.width, "height": entry.height}
-    return {**row, "channels": entry.channels or None, "stored_bytes": entry.file_bytes, "suffix": entry.suffix or None}
+    row |= {"channels": entry.channels or None, "bits": 16 if entry.depth else 8 if entry.channels else None}
+    return {**row, "stored_bytes": entry.payload_bytes, "suffix": entry.suffix or None}
 
 
 def show(row: dict[str, Any]) -> None:

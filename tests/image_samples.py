@@ -119,27 +119,37 @@ TRANSPARENT = {  # coded, with alpha or a transparent colour
     "rgba.tga": saved(natural(37, 53, 4), "TGA"),
     "rgba.tif": saved(natural(37, 53, 4), "TIFF"),
 }
-FILES_ONLY = {
+_noise = np.random.default_rng(2).integers(0, 256, (37, 53, 4), np.uint16)
+NOISY = (natural(37, 53, 4).astype(np.uint16) << 8) + _noise  # of which a model can know the high bytes
+DEEP = {  # coded with 16 bits a sample
     "rgb16.png": png(16, 2, WIDE.view(np.uint8).reshape(37, -1)),
     "grey16.png": png(16, 0, WIDE[..., 0].copy().view(np.uint8)),
     "rgba16.png": png(16, 6, np.dstack([WIDE, WIDE[..., :1]]).view(np.uint8).reshape(37, -1)),
     "la16.png": png(16, 4, WIDE[..., :2].copy().view(np.uint8).reshape(37, -1)),
+    "noisy16.png": png(16, 2, NOISY[..., :3].astype(">u2").view(np.uint8).reshape(37, -1)),
+    "noisy_rgba16.png": png(16, 6, NOISY.astype(">u2").view(np.uint8).reshape(37, -1)),
+    "rgb16.tif": tiff(NOISY[..., :3].astype("<u2")),
+    "grey16.tif": saved(NOISY[..., 0], "TIFF"),
+    "deep.ppm": b"P6 53 37 65535\n" + NOISY[..., :3].astype(">u2").tobytes(),
+    "deep.pgm": b"P5 53 37 4095\n" + (NOISY[..., 0] >> 4).astype(">u2").tobytes(),
+}
+INKS = {"cmyk.tif": saved_image(Image.fromarray(RGB).convert("CMYK"), "TIFF")}
+FILES_ONLY = {
     "packed.tga": saved(natural(37, 53, 4), "TGA", compression="tga_rle"),
     "packed.tif": saved(natural(37, 53, 4), "TIFF", compression="tiff_lzw"),
     "animated.png": saved(RGB, "PNG", save_all=True, append_images=[Image.fromarray(RGB[::-1])]),
     "animated.webp": saved(RGB, "WEBP", save_all=True, append_images=[Image.fromarray(RGB[::-1])], lossless=True),
     "animated.gif": saved(RGB, "GIF", save_all=True, append_images=[Image.fromarray(RGB[::-1])]),
     "still.gif": saved(GREY[..., 0], "GIF"),
-    "rgb16.tif": tiff(WIDE.astype("<u2")),
-    "grey16.tif": saved(WIDE[..., 0].astype(np.uint16), "TIFF"),
     "float.tif": saved(GREY[..., 0].astype(np.float32), "TIFF"),
     "padded.tif": tiff(natural(37, 53, 4), {338: 0}),
     "preview.tif": tiff(RGB, {330: 8}),
     "pages.tif": saved(RGB, "TIFF", save_all=True, append_images=[Image.fromarray(RGB)]),
+    "packed16.tif": saved(NOISY[..., 0], "TIFF", compression="tiff_lzw"),
+    "signed.tif": tiff(NOISY[..., :1].astype("<u2"), {339: 2}),
     "cmyk.jpg": converted("CMYK", "JPEG"),
     "dim.ppm": b"P6 53 37 15\n" + (RGB >> 4).tobytes(),
     "dim.pgm": b"P2 53 37 15\n" + " ".join(map(str, GREY.ravel() >> 4)).encode(),
-    "deep.ppm": b"P6 53 37 65535\n" + WIDE.tobytes(),
     "two.ppm": saved(RGB, "PPM") * 2,
     "bits16.bmp": b"",  # filled in below
     "pixels.jp2": saved(RGB, "JPEG2000"),

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from command_line import NATIVE, PLAIN, done, errors, names, pixels, run
-from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, TRANSPARENT, XMP, exif
+from image_samples import CODABLE, DEEP, FILES_ONLY, ICC, INDEXED, INKS, TRANSPARENT, XMP, exif
 from PIL import Image
 
 from vdvae_codec import DEFAULT_MODEL, open_archive
 from vdvae_codec.cli.main import main
 from vdvae_codec.images.files import file_pixels, read_picture, write_image
 
-KINDS = CODABLE | TRANSPARENT | INDEXED | FILES_ONLY
+KINDS = CODABLE | DEEP | INKS | TRANSPARENT | INDEXED | FILES_ONLY
 
 
 def test_files_are_the_same_on_every_machine(native: Path, sources: list[Path], tmp_path: Path) -> None:

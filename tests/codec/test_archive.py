@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from codec_samples import coast_crops, png, screenshot
-from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, TRANSPARENT, XMP, exif, saved, scanned, stretched
+from image_samples import CODABLE, DEEP, FILES_ONLY, ICC, INDEXED, TRANSPARENT, XMP, exif, saved, scanned, stretched
 from PIL import Image, ImageFile, PngImagePlugin
 
 import vdvae_codec
@@ -60,7 +60,7 @@ def kinds(photo: np.ndarray) -> dict[str, bytes]:
         "photo": png(coast_crops()[9]), "grey": png(photo[..., :1]), "scan": png(scanned(photo)),
         "stretched": png(stretched(photo)), "screenshot": png(screenshot(0)),
         "grey screenshot": png(screenshot(1)[..., :1]),
-        "16 bits": FILES_ONLY["rgb16.png"], "RGBA": TRANSPARENT["rgba.png"], "palette": INDEXED["palette.png"],
+        "16 bits": DEEP["noisy16.png"], "RGBA": TRANSPARENT["rgba.png"], "palette": INDEXED["palette.png"],
         "tiny": png(photo[:5, :7]), "flat": png(np.full((70, 90, 3), 200, np.uint8)), "JPEG": CODABLE["rgb.jpg"],
         "metadata": write_image(photo[:64, :64], {"icc": ICC, "exif": exif(), "xmp": XMP}, ".png"),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_arrays(tiny_model: Released, photo: np.ndarray) -> None:
     assert np.array_equal(decompress_array(compress(photo[:9, :8, 0], model=tiny_model), model=tiny_model)[..., 0],
                           photo[:9, :8, 0])  # fmt: skip
     for name, colours in (("palette.png", "RGB"), ("rgba.png", "RGBA"), ("grey16.png", "I;16"), ("cmyk.jpg", "CMYK")):
-        data = (FILES_ONLY | INDEXED | TRANSPARENT)[name]
+        data = (DEEP | FILES_ONLY | INDEXED | TRANSPARENT)[name]
         with Image.open(BytesIO(data)) as image:
             expected = np.atleast_3d(np.asarray(image if image.mode == colours else image.convert(colours)))
         back = decompress_array(compress(data, model=tiny_model), model=tiny_model)
@@ -145,7 +145,7 @@ def test_arrays(tiny_model: Released, photo: np.ndarray) -> None:
 
 
 def test_stored_files_come_back_under_their_own_suffix_only(tiny_model: Released) -> None:
-    data = FILES_ONLY["grey16.png"]
+    data = FILES_ONLY["animated.png"]
     vdz = compress(data, model=tiny_model)
     assert decompress(vdz) == decompress(vdz, suffix=".png") == data
     with pytest.raises(ImageError, match=r"kept as the \.png file"):
@@ -165,7 +165,7 @@ def folder(photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sub/grey.png": write_image(photo[:40, :50, :1], {"icc": b"profile" * 20}, ".png"),
         "sub/large.bmp": write_image(photo[:100, :90], {}, ".bmp"),
         "sub/deep/flat.tif": write_image(np.full((70, 20, 3), 9, np.uint8), {}, ".tif"),
-        "sub/ümläut name.png": png(photo[:7, :5]), "sub/deep.png": FILES_ONLY["grey16.png"],
+        "sub/ümläut name.png": png(photo[:7, :5]), "sub/deep.png": DEEP["noisy16.png"],
         "sub/photo.jpg": saved(photo, "JPEG"), "sub/transparent.png": TRANSPARENT["rgba.png"],
         "notes.txt": b"no image",
     }  # fmt: skip
@@ -477,7 +477,7 @@ def everything(photo: np.ndarray, folder: Path) -> list[Any]:
     """What each function of the library gives."""
     data = png(photo[:50, :70])
     vdz = vdvae_codec.compress(data)
-    report = vdvae_codec.write_archive([("a", photo[:40, :40]), ("b", FILES_ONLY["rgb16.png"])], folder / "a.vdz")
+    report = vdvae_codec.write_archive([("a", photo[:40, :40]), ("b", DEEP["noisy16.png"])], folder / "a.vdz")
     with vdvae_codec.open_archive(folder / "a.vdz") as opened:
         back = [picture.to_bytes() for picture in opened]
     scores = score([photo[:64, :64]], model="photo-2")

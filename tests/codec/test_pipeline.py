@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from codec_samples import coast_crops, png, screenshot
-from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, TRANSPARENT, XMP, decoded, exif, scanned, stretched
+from image_samples import CODABLE, DEEP, FILES_ONLY, ICC, INDEXED, INKS, TRANSPARENT, XMP, decoded, exif, scanned, stretched
 from PIL import Image
 
 from vdvae_codec import transforms
@@ -39,7 +39,7 @@ def there_and_back(pictures: list[Picture], released: Released, fallback: bool =
         if after.data:
             assert after.data == before.data and after.suffix == before.suffix
         elif before.pixels is not None:
-            assert after.pixels is not None and after.pixels.dtype == np.uint8
+            assert after.pixels is not None and after.pixels.dtype == before.pixels.dtype
             assert np.array_equal(after.pixels, before.pixels) and after.metadata == before.metadata
     return encoded
 
@@ -81,13 +81,13 @@ def test_noise_comes_back(tiny_model: Released) -> None:
         there_and_back([picture_of(pixels)], tiny_model)
 
 
-@pytest.mark.parametrize("name", [*CODABLE, *TRANSPARENT, *INDEXED, *FILES_ONLY])
+@pytest.mark.parametrize("name", [*CODABLE, *DEEP, *INKS, *TRANSPARENT, *INDEXED, *FILES_ONLY])
 def test_files_of_every_kind(tiny_model: Released, name: str) -> None:
-    data = (CODABLE | TRANSPARENT | INDEXED | FILES_ONLY)[name]
+    data = (CODABLE | DEEP | INKS | TRANSPARENT | INDEXED | FILES_ONLY)[name]
     picture = read_picture(data, name, 7)
     encoded = there_and_back([picture], tiny_model)
     (entry,) = encoded.segment.entries
-    assert entry.coded == (name in CODABLE | TRANSPARENT)
+    assert entry.coded == (name in CODABLE | DEEP | INKS | TRANSPARENT) and bool(entry.depth) == (name in DEEP)
     if name in FILES_ONLY:
         assert entry.original and encoded.segment.payload == data and encoded.segment.model == ""
         assert pipeline.decode(encoded.segment)[0].to_bytes() == (data, picture.suffix)
@@ -338,7 +338,7 @@ def test_another_model_is_refused_by_name_and_digest(segment: Segment, tiny_mode
 
 
 def test_verification_sees_every_flipped_bit(photo_model: Released, photo: np.ndarray) -> None:
-    pictures = [picture_of(photo[:40, :70], "a"), read_picture(FILES_ONLY["rgb16.png"], "b"),
+    pictures = [picture_of(photo[:40, :70], "a"), read_picture(FILES_ONLY["packed.tga"], "b"),
                 picture_of(screenshot(0, 40, 30), "c")]
     segment = pipeline.encode(pictures, photo_model).segment
     assert [e.coded for e in segment.entries] == [True, False, False]

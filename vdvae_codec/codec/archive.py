@@ -246,7 +246,7 @@ class Costs:
                 self.grown_from_bytes += len(picture.data)
                 self.grown_to_bytes += size
             self.stored += not entry.coded
-            self.stored_bytes += entry.file_bytes
+            self.stored_bytes += entry.payload_bytes
             self.names |= dict.fromkeys(transforms.names(entry.side_info))
             if picture.pixels is None or not pipeline.by_model(picture):
                 self.other_bytes += entry.file_bytes

@@ -34,7 +34,7 @@ def info(file: BinaryIO) -> dict[str, Any]:
         models |= {f"{segment.model} {segment.digest.hex()}"} if segment.model else set()
         for entry in segment.entries:
             names |= dict.fromkeys(transforms.names(entry.side_info))
-            stored, stored_bytes = stored + (not entry.coded), stored_bytes + entry.file_bytes
+            stored, stored_bytes = stored + (not entry.coded), stored_bytes + entry.payload_bytes
     row: dict[str, Any] = {
         "version": VERSION, "images": images, "segments": segments, "models": sorted(models),
         "transforms": list(names), "stored": stored, "word_bytes": word_bytes, "stored_bytes": stored_bytes,
@@ -43,7 +43,8 @@ def info(file: BinaryIO) -> dict[str, Any]:
     if images == 1:
         row |= {
             "width": entry.width, "height": entry.height, "channels": entry.channels,
-            "groups": list(segment.groups), "metadata": {k: len(v) for k, v in entry.metadata.items()},
+            "bits": 16 if entry.depth else 8, "groups": list(segment.groups),
+            "metadata": {k: len(v) for k, v in entry.metadata.items()},
         }
     return row
 
@@ -121,7 +122,7 @@ def reconstruct(
     ModelError.
     """
     picture = read_picture(data, name)
-    if picture.pixels is None or picture.pixels.shape[2] not in (1, 3):
+    if picture.pixels is None or picture.pixels.dtype != np.uint8 or picture.pixels.shape[2] not in (1, 3):
         raise ImageError(f"{name}: no 8-bit grey or RGB image without transparency")
     released = load_released(model, device)
     y0, x0 = (max(0, side - RECONSTRUCTED_SIDE) // 2 for side in picture.pixels.shape[:2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from vdvae_codec.codec.helpers import ALONE, Helpers
 from vdvae_codec.codec.store import Released, model_named
 from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
-from vdvae_codec.format.vdz import Entry, Segment
+from vdvae_codec.format.vdz import Entry, Segment, depth_entry
+from vdvae_codec.images import depth
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
+from vdvae_codec.images.depth import Depth
 from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque, with_channels
 from vdvae_codec.images.frame import is_indexed
 from vdvae_codec.transforms import Coded
@@ -26,6 +28,7 @@ TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this clos
 ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
 PLAIN_ALPHA_BYTES, PLAIN_ALPHA_RATE = 256, 1e-3  # and bytes a pixel: smaller transparency is not worth a model's time
 MOST_ALPHA_BYTES = 2**24  # of transparency in a table, but for what is not worth a model's time
+OF_PIXELS = ("side_info", "alpha", "channels", "depth")  # metadata that says how pixels are got
 WORTH_CODING_AGAIN = 1e-3  # share of a segment that files must save, since its other images are then coded again
 
 
@@ -44,45 +47,59 @@ def encode(
 ) -> Encoded:
     """Codes pictures together.
 
-    What no model codes (16 bits, palettes, animations) is stored as a file. With ``fallback`` so is an image for which
-    WebP, PNG or the file itself is smaller than what the model needs for it. Raises ImageError.
+    What no model codes (palettes, animations) is stored as a file. With ``fallback`` so is an image for which WebP, PNG
+    or the file itself is smaller than what the model needs for it. Raises ImageError.
     """
+    pictures, depths = zip(*map(of_8_bits, pictures))
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
-    better, smaller, saved_bytes = improved(pictures, coded, words, fallback)
+    better, smaller, saved_bytes = improved(pictures, depths, coded, words, fallback)
     if (smaller and len(smaller) == len(coded)) or saved_bytes > WORTH_CODING_AGAIN * len(words.payload):
         coded = {n: own for n, own in better.items() if n not in smaller}
         files |= smaller
         words = encode_words(list(coded.values()), released, helpers)
     entries = tuple(
-        coded_entry(p, coded[n]) if n in coded else file_entry(p, *files[n]) for n, p in enumerate(pictures)
+        coded_entry(p, coded[n], own) if n in coded else file_entry(p, *files[n], own)
+        for n, (p, own) in enumerate(zip(pictures, depths))
     )
-    payload = b"".join([words.payload, *(files[n][0] for n in sorted(files))])
-    sizes = {n: len(file) for n, (file, _) in files.items()}
-    sizes |= {n: round(sum(part_bytes)) + coded[n].side_bytes for n, part_bytes in bytes_of(coded, words).items()}
+    stored = [b"" if n in coded else files[n][0] for n in range(len(pictures))]
+    lows = [own.file if "depth" in entry.metadata else b"" for entry, own in zip(entries, depths)]
+    payload = b"".join([words.payload, *(part for parts in zip(stored, lows) for part in parts)])
+    sizes = {n: entry.payload_bytes for n, entry in enumerate(entries)}
+    for n, part_bytes in bytes_of(coded, words).items():
+        sizes[n] += round(sum(part_bytes)) + coded[n].side_bytes
     name, digest = (released.name, released.digest) if coded else ("", bytes(len(released.digest)))
-    crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])
+    crc = checksum([p.pixels for n, p in enumerate(pictures) if n in coded and p.pixels is not None])  # of 8 bits each
     segment = Segment(entries, name, digest, words.groups, words.direct, crc, len(words.payload), payload, words.stacks)
     return Encoded(segment, tuple(sizes[n] for n in range(len(pictures))), words.initial_bits)
 
 
+def of_8_bits(picture: Picture) -> tuple[Picture, Depth]:
+    """A picture with the highest 8 bits of its pixels, and the bits below, if there are any."""
+    if picture.pixels is None or picture.pixels.dtype == np.uint8:
+        return picture, Depth()
+    high, own = depth.split(picture.pixels)
+    return replace(picture, pixels=high), own
+
+
 def improved(
-    pictures: Sequence[Picture], coded: dict[int, Planes], words: tiles.Words, fallback: bool
+    pictures: Sequence[Picture], depths: Sequence[Depth], coded: dict[int, Planes], words: tiles.Words, fallback: bool
 ) -> tuple[dict[int, Planes], dict[int, tuple[bytes, str]], float]:
     """Planes whose transparency is a file where that is smaller, files that are smaller than what the model needs
     (with ``fallback``), and the bytes that both save."""
     better, smaller, saved_bytes, room = dict(coded), {}, 0.0, MOST_ALPHA_BYTES
     for n, part_bytes in bytes_of(coded, words).items():
-        own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
+        own, alpha_bytes, beside_bytes = coded[n], sum(part_bytes[1:]), depths[n].size
+        our_bytes = sum(part_bytes) + own.side_bytes + beside_bytes
         better[n] = own.cheaper(min(alpha_bytes, room))
         if better[n] is not own:
             saved_bytes += alpha_bytes - len(own.alpha_file)
             room -= len(own.alpha_file)
-        file = smaller_file(pictures[n], our_bytes) if fallback else None
+        file = smaller_file(pictures[n], our_bytes, beside_bytes) if fallback else None
         if file is not None:
-            smaller[n] = file
-            saved_bytes += our_bytes - len(file[0])
+            smaller[n] = file[:2]
+            saved_bytes += our_bytes - file[2]
     return better, smaller, saved_bytes
 
 
@@ -140,8 +157,9 @@ def encode_words(coded: Sequence[Planes], released: Released, helpers: Helpers) 
     return tiles.encode([part.pixels for part in parts], [part.chroma_mask for part in parts], released, helpers)
 
 
-def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None:
-    """The smallest file of another format, and its suffix, if it has fewer bytes than ours; None if it has not.
+def smaller_file(picture: Picture, our_bytes: float, beside_bytes: int = 0) -> tuple[bytes, str, int] | None:
+    """The smallest file of another format, its suffix, and its bytes, with the ``beside_bytes`` that any but the input
+    needs, if they are fewer than ours; None if they are not.
 
     The thorough classical coders are tried where a quick one says that they may win. A JPEG's own bytes would always
     win, but storing them is no compression: its pixels are coded like any others.
@@ -152,22 +170,24 @@ def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None
     count = picture.width * picture.height
     limit = our_bytes * (TRY_SMALL_WITHIN if count <= SMALL_PIXELS else TRY_WITHIN)
     quick = rough_size if count <= ROUGH_PIXELS else quick_size
-    if (not picture.data or len(picture.data) >= limit) and quick(pixels) >= limit:
+    if (not picture.data or len(picture.data) >= limit) and quick(pixels) + beside_bytes >= limit:
         return None
-    data, suffix = best_file(picture)
-    return (data, suffix) if len(data) < our_bytes else None
+    data, suffix = best_file(picture, beside_bytes)
+    size = len(data) + (0 if data is picture.data else beside_bytes)
+    return (data, suffix, size) if size < our_bytes else None
 
 
-def coded_entry(picture: Picture, planes: Planes) -> Entry:
+def coded_entry(picture: Picture, planes: Planes, own: Depth) -> Entry:
     assert picture.pixels is not None
     height, width, channels = picture.pixels.shape
-    return Entry(picture.name, picture.modified, height, width, channels, metadata=picture.metadata | planes.entries)
+    metadata = picture.metadata | planes.entries | depth_entry(own.how, len(own.file))
+    return Entry(picture.name, picture.modified, height, width, channels, metadata=metadata)
 
 
-def file_entry(picture: Picture, data: bytes, suffix: str) -> Entry:
+def file_entry(picture: Picture, data: bytes, suffix: str, own: Depth) -> Entry:
     """Metadata is in the input itself; of any other file it is the table's."""
     original = data is picture.data
-    metadata = {} if original else picture.metadata | channels_of(picture)
+    metadata = {} if original else picture.metadata | channels_of(picture) | depth_entry(own.how, len(own.file))
     return Entry(
         picture.name, picture.modified, picture.height, picture.width, 0, len(data), suffix, original, metadata
     )
@@ -196,8 +216,8 @@ def decode(
     """
     pixels = iter(decode_pixels(segment, model, device, helpers))
     return [
-        decoded_picture(entry, next(pixels) if file is None else None, file)
-        for entry, file in zip(segment.entries, segment.files())
+        decoded_picture(entry, next(pixels) if file is None else None, file, low)
+        for entry, file, low in zip(segment.entries, segment.files(), segment.lows())
     ]
 
 
@@ -209,14 +229,16 @@ def pixels_of(entry: Entry, file: bytes, kind: str) -> np.ndarray:
     return pixels
 
 
-def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None) -> Picture:
-    metadata = {key: value for key, value in entry.metadata.items() if key not in ("side_info", "alpha", "channels")}
+def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None, low: bytes) -> Picture:
+    metadata = {key: value for key, value in entry.metadata.items() if key not in OF_PIXELS}
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
         pixels = pixels_of(entry, file, entry.suffix)
         if "channels" in entry.metadata:
             pixels = with_channels(pixels, entry.metadata["channels"][0])
+    if pixels is not None and entry.depth:
+        pixels = depth.joined(pixels, Depth(entry.depth, low))
     data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
     return Picture(entry.name, pixels, data, suffix, entry.width, entry.height, metadata, entry.modified)
 

@@ -19,6 +19,7 @@ from vdvae_codec.model.layers.latent import LatentLayer
 from vdvae_codec.model.vdvae import VDVAE, exact_twin, prepare
 
 ACTIVE_NATS = 0.01  # mean KL per element below which a latent channel is fixed at its prior's mean
+HELD = 1 - 1e-4  # share of a channel's latents that its grid reaches
 
 
 @torch.no_grad()
@@ -96,8 +97,8 @@ def elbo_nats(model: VDVAE, batches: list[Tensor]) -> float:
 
 
 class LatentStatistics(Elbo):
-    """Visitor that gathers of every latent channel KL and posterior sigma, as means over elements, and how far latents
-    reach from zero: (zdim,) a layer."""
+    """Visitor that gathers of every latent channel KL and posterior sigma, as means over elements, and how far the
+    share ``HELD`` of the latents reaches from zero: (zdim,) a layer."""
 
     def __init__(self, acts: Acts):
         super().__init__(acts)
@@ -110,12 +111,13 @@ class LatentStatistics(Elbo):
         self.channel_nats.append(gaussian_kl(q, p).mean((0, 2, 3)))
         self.log_sigma.append(q.log_sigma.mean((0, 2, 3)))
         z = super().latent(layer, p, lambda acts: q)
-        self.reach.append(z.abs().amax((0, 2, 3)))
+        sizes = z.abs().transpose(0, 1).flatten(1)
+        self.reach.append(sizes.kthvalue(math.ceil(HELD * sizes.shape[1])).values)
         return z
 
 
 def latent_statistics(model: VDVAE, batches: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Mean KL in nats and mean log sigma of an element, and the largest latent, (zdim,) a latent layer."""
+    """Mean KL in nats and mean log sigma of an element, and the reach of latents, (zdim,) a latent layer."""
     visits = []
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -134,7 +136,7 @@ def choose_latents(model: VDVAE, batches: list[Tensor]) -> None:
     """Finds the active channels and the grid of every latent layer of a float model, and sets them.
 
     Channels with next to no KL are inactive, and whole layers without which the ELBO of the first batch is better. The
-    grid is half the smallest posterior sigma of an active channel, or as wide as it takes to hold all latents seen.
+    grid is half the smallest posterior sigma of an active channel, or as wide as it takes to hold nearly all latents.
     """
     layers = model.latent_layers
     if not layers:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 MAGIC = b"\x89VDZ\r\n\x1a\n"
 VERSION = 1
-KEYS = ("icc", "exif", "xmp", "side_info", "frame", "alpha", "channels")  # a key's code is its position
+KEYS = ("icc", "exif", "xmp", "side_info", "frame", "alpha", "channels", "depth")  # a key's code is its position
 MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
 MAX_NAMES = 1 << 24  # bytes of a table that are names
 MAX_NAME = 1 << 12  # characters
@@ -42,6 +42,7 @@ _LAST = 1  # flag of the last segment
 _RAW, _DEFLATE, _LZMA = 0, 1, 2  # how a table is packed
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 _DIGEST_BYTES = 16
+_LOW = struct.Struct("<Q")  # bytes of the file with the bits below the highest eight
 
 
 def require(condition: bool, message: str) -> None:
@@ -84,6 +85,21 @@ class Entry:
         return [(self.height, self.width, colours), *alpha] if self.coded else []
 
     @property
+    def low_bytes(self) -> int:
+        """Of the file in the payload that holds the bits below the highest eight of samples of 16; 0 for none."""
+        return int(_LOW.unpack_from(self.metadata["depth"])[0]) if "depth" in self.metadata else 0
+
+    @property
+    def depth(self) -> bytes:
+        """How samples of 16 bits are got from 8 and that file (``images.depth``); empty for others."""
+        return self.metadata.get("depth", b"")[_LOW.size :]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of files."""
+        return self.file_bytes + self.low_bytes
+
+    @property
     def side_info(self) -> bytes:
         """How the pixels are got from those that the model codes (``transforms``)."""
         return self.metadata.get("side_info", b"")
@@ -124,7 +140,7 @@ class Segment:
         apart = len(self.stacks) == len(self.groups) == self.direct and sum(self.stacks) == self.word_bytes
         whole = all(size >= 0 == size % 4 for size in self.stacks)
         require(not self.stacks or (apart and whole), "table: the stacks do not fit the groups")
-        stored = sum(e.file_bytes for e in self.entries)
+        stored = sum(e.payload_bytes for e in self.entries)
         require(self.word_bytes + stored == len(self.payload), "payload: its size differs from what its table says")
 
     def words(self) -> Iterator[bytes]:
@@ -136,10 +152,24 @@ class Segment:
 
     def files(self) -> Iterator[bytes | None]:
         """The stored file of each image, None where it is coded."""
+        for entry, start in self._starts():
+            yield None if entry.coded else self.payload[start : start + entry.file_bytes]
+
+    def lows(self) -> Iterator[bytes]:
+        """The file of each image that holds the bits below the highest eight, empty for none."""
+        for entry, start in self._starts():
+            yield self.payload[start + entry.file_bytes : start + entry.payload_bytes]
+
+    def _starts(self) -> Iterator[tuple[Entry, int]]:
         start = self.word_bytes
         for entry in self.entries:
-            yield None if entry.coded else self.payload[start : start + entry.file_bytes]
-            start += entry.file_bytes
+            yield entry, start
+            start += entry.payload_bytes
+
+
+def depth_entry(how: bytes, low_bytes: int) -> dict[str, bytes]:
+    """Metadata of samples of 16 bits, of which a file of ``low_bytes`` holds some; none for those of 8."""
+    return {"depth": _LOW.pack(low_bytes) + how} if how else {}
 
 
 def check_entry(entry: Entry, alone: bool) -> None:
@@ -159,6 +189,8 @@ def check_entry(entry: Entry, alone: bool) -> None:
     count = entry.metadata.get("channels", b"\1")
     require(not entry.coded or "channels" not in entry.metadata, "table: channels of a coded image twice")
     require(len(count) == 1 and 1 <= count[0] <= 4, "table: impossible channels")
+    depth = entry.metadata.get("depth", bytes(_LOW.size + 1))
+    require(len(depth) > _LOW.size and ("depth" not in entry.metadata or not entry.original), "table: impossible depth")
     require(entry.channels in (2, 4) or "alpha" not in entry.metadata, "table: transparency of an opaque image")
 
 

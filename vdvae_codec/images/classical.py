@@ -16,18 +16,18 @@ _SMALL = 256 * 256  # pixels up to which PNG is tried beside WebP
 _PNG_FRAME = 57  # bytes of a PNG around its compressed pixels
 
 
-def best_file(picture: Picture) -> tuple[bytes, str]:
+def best_file(picture: Picture, beside_bytes: int = 0) -> tuple[bytes, str]:
     """The smallest file that holds exactly the picture, and its suffix: the input itself, a WebP or a PNG.
 
-    A new file carries no metadata: that is the container's, and counted here; and a WebP may have another number of
-    channels (``with_channels``). The input itself is ``picture.data``, the same object. Raises ImageError for pixels
-    that no such file can hold.
+    A new file carries no metadata: that is the container's, and counted here, as is what it needs ``beside_bytes``; and
+    a WebP may have another number of channels (``with_channels``). The input itself is ``picture.data``, the same
+    object. Raises ImageError for pixels that no such file can hold.
     """
     best, suffix, limit = picture.data, picture.suffix, len(picture.data) or sys.maxsize
     pixels = picture.pixels
     if pixels is None or picture.notice:
         return best, suffix
-    limit -= sum(len(zlib.compress(value)) for value in picture.metadata.values())
+    limit -= beside_bytes + sum(len(zlib.compress(value)) for value in picture.metadata.values())
     for format, options in _coders(pixels):
         data = encode(_held(pixels, format), format, {}, options)
         if len(data) < limit and np.array_equal(with_channels(file_pixels(data), pixels.shape[2]), pixels):
@@ -35,6 +35,12 @@ def best_file(picture: Picture) -> tuple[bytes, str]:
     if not best:
         raise ImageError(f"{picture.name or 'pixels'}: no image file holds them exactly")
     return best, suffix
+
+
+def smallest_file(pixels: np.ndarray) -> bytes:
+    """A WebP or PNG of (H, W, 1 to 4) uint8, maybe of another number of channels (``with_channels``)."""
+    files = (encode(_held(pixels, format), format, {}, options) for format, options in _coders(pixels))
+    return min(files, key=len)
 
 
 def _coders(pixels: np.ndarray) -> list[tuple[str, dict[str, int]]]:

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.carried import holds_more
-from vdvae_codec.images.frame import colours_of, frame_of, framed, lost_elsewhere, suffix_of
+from vdvae_codec.images.frame import PLAIN, colours_of, deep_samples, frame_of, framed, lost_elsewhere, suffix_of
 
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
@@ -41,7 +41,9 @@ _MAX_FRAME = 1 << 24  # bytes; a file that has more is kept as it is
 _PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
 # tags that say where and how a TIFF's own pixels lie
 _TIFF_LAYOUT = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338}
-_TIFF_BITS, _TIFF_ORIENTATION, _TIFF_SAMPLES, _TIFF_CHILDREN, _TIFF_XMP, _TIFF_ICC = 258, 274, 277, 330, 700, 34675
+_TIFF_BITS, _TIFF_ORIENTATION, _TIFF_SAMPLES, _TIFF_CHILDREN, _TIFF_FORMAT, _TIFF_XMP, _TIFF_ICC = (
+    258, 274, 277, 330, 339, 700, 34675,
+)  # fmt: skip
 _SPACE = rb"\s+(?:#[^\r\n]*[\r\n]\s*)*"
 _PPM_HEADER = re.compile(rb"P([2356])%b(\d+)%b(\d+)%b(\d+)\s" % (_SPACE, _SPACE, _SPACE))
 
@@ -51,8 +53,9 @@ class Picture:
     """An image, on its way in and on its way out.
 
     An image file as ``read_picture`` found it, or an array (``picture_of``), or what was decoded. ``pixels`` has (H, W,
-    1 to 4) uint8, grey or R, G, B, then transparency, EXIF orientation not applied, where these are all there is; None:
-    only the file says what it holds. Decoded from a WebP or PNG that replaced a file they may be of another kind.
+    1 to 4) uint8 or uint16, grey or R, G, B, then transparency, EXIF orientation not applied, where these are all there
+    is; of a file of inks 255 less C, M, Y, K. None: only the file says what it holds. Decoded from a WebP or PNG that
+    replaced a file they may be of another kind.
     """
 
     name: str  # path with slashes, below a folder; empty for a single image
@@ -256,23 +259,30 @@ def is_file(path: Path) -> bool:
 def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
     """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
 
-    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample, with transparency or
-    without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds.
+    ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 or 16 bits a sample, with transparency
+    or without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds. 16 bits are
+    those of a PNG that is not interlaced, of a PPM, and of a TIFF that is not compressed, as are inks.
     """
     with opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
         image.load()
         known = (Path(name).suffix, f".{image.format}".lower(), ".png")
         suffix = next(s for s in known if is_image_suffix(s))
-        pixels = _pixels(image) if image.mode in _MODES and _is_still_8_bit(image, data) else None
+        pixels = _pixels(image) if image.mode in _MODES and _is_still_of(image, data, 8) else None
         metadata, notice = _portable(image), ""
         try:
+            if pixels is None and image.mode == "CMYK" and _is_still_of(image, data, 8):
+                pixels = ~_pixels(image)
+            elif pixels is None and _is_still_of(image, data, 16):
+                tiles = _ppm_tiles(data) if image.format == "PPM" else tiles
+                pixels = deep_samples(data, tiles, image.width, image.height)
             if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and image.format == "PNG":
                 pixels = colours_of(data, _pixels(image))
+            rows_only = pixels is not None and (deep(pixels) or image.mode == "CMYK")
             frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
             if frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
-            elif pixels is not None and (frame is not None or _holds_more(image, data, metadata)):
+            elif pixels is not None and (frame is not None or rows_only or _holds_more(image, data, metadata)):
                 pixels = None
         except ImageError as error:
             pixels, notice = None, f"{error}; kept as it is"
@@ -286,11 +296,18 @@ def _portable(image: Image.Image) -> dict[str, bytes]:
 
 
 def picture_of(pixels: np.ndarray, name: str = "", modified: int | None = None) -> Picture:
-    """A picture of an array (H, W) or (H, W, 1 to 4) uint8 without a file; raises ImageError for any other."""
+    """A picture of an array (H, W[, 1 to 4]) uint8 or uint16 without a file; raises ImageError for any other."""
     array = pixels[..., None] if pixels.ndim == 2 else pixels
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] > 4 or not array.size:
-        raise ImageError(f"{name or 'pixels'}: expected (H, W, 1 to 4) uint8, got {pixels.shape} {pixels.dtype}")
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3 or array.shape[2] > 4 or not array.size:
+        raise ImageError(
+            f"{name or 'pixels'}: expected (H, W, 1 to 4) uint8 or uint16, got {pixels.shape} {pixels.dtype}"
+        )
     return Picture(name, array, b"", ".png", array.shape[1], array.shape[0], {}, modified)
+
+
+def deep(pixels: np.ndarray) -> bool:
+    """Whether they have 16 bits."""
+    return pixels.dtype == np.uint16
 
 
 def opaque(pixels: np.ndarray) -> np.ndarray:
@@ -319,16 +336,21 @@ def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarr
 
 
 def write_image(pixels: np.ndarray, metadata: dict[str, bytes], suffix: str) -> bytes:
-    """A file of the suffix's format that holds pixels (H, W, 1 to 4) uint8 exactly.
+    """A file of the suffix's format that holds pixels (H, W, 1 to 4) uint8, or as a PNG uint16, exactly.
 
     PNG, WebP and TIFF carry icc, exif and xmp; WebP stores grey as RGB. Raises ImageError for other suffixes, for
-    arrays of another kind, and for what the format cannot hold: transparency, metadata.
+    arrays of another kind, and for what the format cannot hold: transparency, metadata, 16 bits.
     """
     format = _FORMATS.get(suffix.lower())
     if format is None:
         raise ImageError(f"{suffix or 'no suffix'}: not a lossless format that can be written ({' '.join(_FORMATS)})")
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
-        raise ImageError(f"pixels: expected (H, W, 1 to 4) uint8, got {pixels.shape} {pixels.dtype}")
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
+        raise ImageError(f"pixels: expected (H, W, 1 to 4) uint8 or uint16, got {pixels.shape} {pixels.dtype}")
+    if deep(pixels):
+        if format != "PNG":
+            raise ImageError(f"{suffix}: is written with 8 bits a sample; .png holds 16")
+        around = encode(np.zeros((1, 1, 1), np.uint8), "PNG", metadata, {})
+        return framed(frame_of(around, suffix, None, ()) or PLAIN, pixels)
     if suffix.lower() == ".pgm" and pixels.shape[2] > 1:
         raise ImageError(".pgm: holds grey images only")
     if format in _PLAIN and pixels.shape[2] in (2, 4):
@@ -365,8 +387,8 @@ def _is_still(image: Image.Image) -> bool:
     return getattr(image, "n_frames", 1) == 1
 
 
-def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
-    """Whether the file holds 8-bit samples of one frame and Pillow shows all of them.
+def _is_still_of(image: Image.Image, data: bytes, bits: int) -> bool:
+    """Whether the file holds samples of 8 or 16 ``bits`` of one frame, and Pillow shows all of them, if they have 8.
 
     Pillow scales other depths to 8 bits in silence, so the file itself is asked. Formats where that takes a parser are
     left out: the JPEG XL plug-in, for one, drops both the low bits of deep samples and all frames but the first.
@@ -374,21 +396,29 @@ def _is_still_8_bit(image: Image.Image, data: bytes) -> bool:
     if not _is_still(image) or ("transparency" in image.info and image.format != "PNG"):
         return False
     if image.format == "PNG":
-        return data[12:16] == b"IHDR" and data[24] == 8
+        return data[12:16] == b"IHDR" and data[24] == bits
     if image.format == "TIFF":  # no extra samples, and no image beside this one: raw photographs hide theirs there
         tags = image.tag_v2  # type: ignore[attr-defined]
         whole = tags.get(_TIFF_SAMPLES, 1) == len(image.getbands()) and _TIFF_CHILDREN not in tags
         whole &= tags.get(_TIFF_ORIENTATION, 1) == 1  # Pillow would have turned the pixels
-        return whole and all(bits == 8 for bits in tags.get(_TIFF_BITS, (1,)))
+        whole &= set(tags.get(_TIFF_FORMAT, (1,))) == {1}  # numbers from 0 on
+        return whole and set(tags.get(_TIFF_BITS, (1,))) == {bits}
     if image.format == "PPM":
         header = _PPM_HEADER.match(data)
-        if header is None or int(header[4]) != 255:
+        if header is None or (int(header[4]) != 255 if bits == 8 else int(header[4]) < 256):
             return False
-        samples = image.width * image.height * len(image.getbands())
-        return header[1] in b"23" or len(data) == header.end() + samples  # more bytes are more images
+        size = image.width * image.height * len(image.getbands()) * bits // 8
+        return (header[1] in b"23" and bits == 8) or len(data) == header.end() + size  # more bytes are more images
     if image.format == "BMP":
-        return data[24 if data[14] == 12 else 28] in (8, 24, 32)  # the oldest header has 12 bytes
-    return image.format in ("JPEG", "WEBP", "TGA", "QOI")
+        return bits == 8 and data[24 if data[14] == 12 else 28] in (8, 24, 32)  # the oldest header has 12 bytes
+    return bits == 8 and image.format in ("JPEG", "WEBP", "TGA", "QOI")
+
+
+def _ppm_tiles(data: bytes) -> list[tuple[str, tuple[int, int, int, int], int, str]]:
+    """Of a PPM of 16 bits, as Pillow has those of other files."""
+    header = _PPM_HEADER.match(data)
+    assert header is not None
+    return [("raw", (0, 0, int(header[2]), int(header[3])), header.end(), "I;16B" if header[1] == b"5" else "RGB;16B")]
 
 
 def _holds_more(image: Image.Image, data: bytes, metadata: dict[str, bytes]) -> bool:

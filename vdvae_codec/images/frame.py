@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vdvae_codec.errors import ImageError
+from vdvae_codec.images.png16 import read_scanlines, write_scanlines
 
 CHUNKS, ROWS, INDEXED = b"\0", b"\1", b"\2"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -24,15 +25,24 @@ _BARE = (".bmp", ".ppm", ".pgm", ".pnm", ".tga")  # of formats that say little b
 _OF_ROWS = (*_BARE, ".tif", ".tiff")
 _STARTS = {b"BM": ".bmp", b"P": ".ppm", b"II*": ".tif", b"MM": ".tif"}
 _CHUNK = struct.Struct(">I4s")  # length and type
+PLAIN = CHUNKS + _CHUNK.pack(0, b"IDAT")  # frame of a PNG that holds nothing but pixels, in full
 _DEPTH = struct.Struct("BB")  # bits of a sample, and colour type: 0 grey, 3 palette
-_LAYOUT = struct.Struct("<8sIB")  # suffix, number of strips, and whether samples are B, G, R (and A)
+_LAYOUT = struct.Struct("<8sIB")  # suffix, number of strips, and which samples
+# Samples: bytes; bytes B, G, R (and A); 16 bits, low or high byte first; inks, 255 less what the pixels have.
+_AS_THEY_ARE, _BLUE_FIRST, _LITTLE, _BIG, _INKS = range(5)
+_ORDERS = {_LITTLE: "<u2", _BIG: ">u2"}
 _STRIP = struct.Struct("<QIIB")  # place of the first row in the file, rows, bytes from one to the next, whether upwards
+_RAW_MODES = {  # Pillow's names to samples and channels
+    "L": (_AS_THEY_ARE, 1), "LA": (_AS_THEY_ARE, 2), "RGB": (_AS_THEY_ARE, 3), "RGBA": (_AS_THEY_ARE, 4),
+    "BGR": (_BLUE_FIRST, 3), "BGRA": (_BLUE_FIRST, 4), "I;16": (_LITTLE, 1), "I;16B": (_BIG, 1),
+    "CMYK": (_INKS, 4), "RGB;16L": (_LITTLE, 3), "RGB;16B": (_BIG, 3), "RGBA;16L": (_LITTLE, 4), "RGBA;16B": (_BIG, 4),
+}  # fmt: skip
 _BGR = {3: [2, 1, 0], 4: [2, 1, 0, 3]}
 Strip = tuple[int, int, int, int]
 
 
 def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequence[Any]) -> bytes | None:
-    """The frame of the file ``data``, whose pixels (H, W, C) uint8 Pillow found in ``tiles``; ``suffix`` is the file's.
+    """The frame of the file ``data``, of pixels (H, W, C) uint8 or uint16 in ``tiles``; ``suffix`` is the file's.
 
     Empty for a PNG that holds nothing but pixels; None where a file has no frame. A frame was tried: with the pixels it
     gives the file's very bytes, or those of a PNG whose other chunks are the same. Raises ImageError for a damaged PNG.
@@ -45,7 +55,7 @@ def frame_of(data: bytes, suffix: str, pixels: np.ndarray | None, tiles: Sequenc
 
 
 def framed(frame: bytes, pixels: np.ndarray) -> bytes:
-    """The file of a frame and its pixels (H, W, C) uint8. Raises ImageError for what is no frame of them."""
+    """The file of a frame and its pixels (H, W, C) uint8 or uint16. Raises ImageError for what is no frame of them."""
     try:
         if suffix_of(frame) != ".png":
             return _file_of_rows(frame, pixels)
@@ -57,6 +67,15 @@ def framed(frame: bytes, pixels: np.ndarray) -> bytes:
 def is_indexed(frame: bytes) -> bool:
     """Whether it is of a PNG whose samples are numbers of colours in a palette, or greys of less than 8 bits."""
     return frame[:1] == INDEXED
+
+
+def is_inks(frame: bytes) -> bool:
+    """Whether it is of a file of C, M, Y, K, whose pixels are 255 less these."""
+    return _samples(frame) == _INKS
+
+
+def _samples(frame: bytes) -> int:
+    return frame[_LAYOUT.size] if frame[:1] == ROWS and len(frame) > _LAYOUT.size else _AS_THEY_ARE
 
 
 def colours_of(data: bytes, samples: np.ndarray) -> np.ndarray | None:
@@ -76,8 +95,9 @@ def colours_of(data: bytes, samples: np.ndarray) -> np.ndarray | None:
 
 
 def blank(frame: bytes, height: int, width: int, channels: int) -> np.ndarray:
-    """Pixels (H, W, C) uint8, all the same, that a frame fits. Raises ImageError for what is no frame."""
-    pixels = np.zeros((height, width, channels), np.uint8)
+    """Pixels (H, W, C), all the same, that a frame fits: of 8 bits if those of a PNG. Raises ImageError for what is no
+    frame."""
+    pixels = np.zeros((height, width, channels), np.uint16 if _samples(frame) in _ORDERS else np.uint8)
     if is_indexed(frame):
         try:
             depth, kind = _DEPTH.unpack_from(frame, 1)
@@ -99,7 +119,8 @@ def suffix_of(frame: bytes) -> str:
 def lost_elsewhere(frame: bytes) -> list[str]:
     """What another format would not hold of the file of a frame, besides its colour profile, EXIF and XMP."""
     if suffix_of(frame) != ".png":
-        return [] if suffix_of(frame).lower() in _BARE else ["tags and bytes around its pixels"]
+        bare = suffix_of(frame).lower() in _BARE
+        return ["inks"] * is_inks(frame) + ["tags and bytes around its pixels"] * (not bare)
     kinds = {kind: contents for kind, contents in _chunks_of(frame[_start(frame) :])}
     portable = {b"IDAT", b"iCCP", b"eXIf"} | ({b"PLTE", b"tRNS"} if b"PLTE" in kinds and is_indexed(frame) else set())
     portable |= {b"iTXt"} if kinds.get(b"iTXt", b"").startswith(XMP) else set()
@@ -183,6 +204,9 @@ def _packed(colours: np.ndarray) -> np.ndarray:
 
 
 def _png(frame: bytes, pixels: np.ndarray) -> bytes:
+    if pixels.dtype == np.uint16:
+        header, lines = write_scanlines(pixels)
+        return _with_chunks((b"IHDR", header), [(b"IDAT", lines)], frame)
     out = BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, "PNG", compress_level=4)
     head, *body = chunks(out.getvalue())
@@ -216,21 +240,48 @@ def _chunk(kind: bytes, contents: bytes) -> bytes:
     return _CHUNK.pack(len(contents), kind) + contents + zlib.crc32(kind + contents).to_bytes(4, "big")
 
 
+def deep_samples(data: bytes, tiles: Sequence[Any], width: int, height: int) -> np.ndarray | None:
+    """The samples (H, W, C) uint16 of a file of 16-bit samples: a PNG, or one whose rows lie in ``tiles``; None for any
+    other. Raises ImageError for a damaged PNG."""
+    if data.startswith(SIGNATURE):
+        found = list(chunks(data))
+        return read_scanlines(dict(found)[b"IHDR"], b"".join(part for kind, part in found if kind == b"IDAT"))
+    layout = _layout_of(tiles, width)
+    if layout is None or layout[0] not in _ORDERS:
+        return None
+    samples, channels, strips = layout
+    rows = np.empty((height, 2 * channels * width), np.uint8)
+    try:
+        for part, place in _strip_views(strips, rows, np.frombuffer(data, np.uint8)):
+            part[:] = place
+    except ValueError:
+        return None
+    return rows.view(_ORDERS[samples]).astype(np.uint16).reshape(height, width, channels)
+
+
+def _layout_of(tiles: Sequence[Any], width: int) -> tuple[int, int, list[Strip]] | None:
+    """Which samples, how many channels, and the strips of rows that lie in a file as they are."""
+    strips: list[Strip] = []
+    samples, channels = _AS_THEY_ARE, 0
+    for decoder, (left, top, right, bottom), place, args in tiles:
+        mode, stride, direction = args if isinstance(args, tuple) and len(args) == 3 else (args, 0, 1)
+        if decoder != "raw" or mode not in _RAW_MODES or (left, right) != (0, width):
+            return None
+        samples, channels = _RAW_MODES[mode]
+        size = width * channels * (2 if samples in _ORDERS else 1)
+        strips.append((place, bottom - top, stride or size, direction < 0))
+    return (samples, channels, strips) if strips else None
+
+
 def _row_frame(data: bytes, suffix: str, pixels: np.ndarray, tiles: Sequence[Any]) -> bytes | None:
     """Layout, strips, and all bytes of the file that are no pixels."""
-    strips: list[Strip] = []
-    bgr = False
-    for decoder, (left, top, right, bottom), place, args in tiles:
-        if decoder != "raw":
-            return None
-        mode, stride, direction = args if isinstance(args, tuple) and len(args) == 3 else (args, 0, 1)
-        if mode not in ("L", "LA", "RGB", "BGR", "RGBA", "BGRA") or (left, right) != (0, pixels.shape[1]):
-            return None
-        bgr = mode.startswith("BGR")
-        strips.append((place, bottom - top, stride or pixels.shape[1] * pixels.shape[2], direction < 0))
-    head = ROWS + _LAYOUT.pack(suffix.encode(), len(strips), bgr) + b"".join(_STRIP.pack(*strip) for strip in strips)
+    layout = _layout_of(tiles, pixels.shape[1])
+    if layout is None or layout[1] != pixels.shape[2]:
+        return None
+    samples, _, strips = layout
+    head = ROWS + _LAYOUT.pack(suffix.encode(), len(strips), samples) + b"".join(_STRIP.pack(*own) for own in strips)
     try:
-        _, taken = _spread(strips, bgr, pixels, len(data))
+        _, taken = _spread(strips, samples, pixels, len(data))
     except ValueError:
         return None
     frame = head + np.frombuffer(data, np.uint8)[~taken].tobytes()
@@ -238,31 +289,51 @@ def _row_frame(data: bytes, suffix: str, pixels: np.ndarray, tiles: Sequence[Any
 
 
 def _file_of_rows(frame: bytes, pixels: np.ndarray) -> bytes:
-    _, count, bgr = _LAYOUT.unpack_from(frame, 1)
+    _, count, samples = _LAYOUT.unpack_from(frame, 1)
     start = 1 + _LAYOUT.size + count * _STRIP.size
     if len(frame) < start:
         raise ValueError("ends within its strips")
     strips = list(_STRIP.iter_unpack(frame[1 + _LAYOUT.size : start]))
     rest = np.frombuffer(frame, np.uint8)[start:]
-    out, taken = _spread(strips, bool(bgr), pixels, len(rest) + pixels.size)
+    out, taken = _spread(strips, samples, pixels, len(rest) + pixels.nbytes)
     out[~taken] = rest
     return out.tobytes()
 
 
-def _spread(strips: list[Strip], bgr: bool, pixels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _spread(strips: list[Strip], samples: int, pixels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A file (size,) uint8 with its pixels alone, and where they are (size,) bool. Raises ValueError."""
+    if samples > _INKS or (samples in _ORDERS) != (pixels.dtype == np.uint16):
+        raise ValueError("no such samples")
+    if samples == _BLUE_FIRST:
+        pixels = pixels[..., _BGR[pixels.shape[2]]]
+    elif samples in _ORDERS:
+        pixels = pixels.astype(_ORDERS[samples]).view(np.uint8)
+    elif samples == _INKS:
+        pixels = ~pixels
     out, taken = np.zeros(size, np.uint8), np.zeros(size, bool)
-    rows = np.ascontiguousarray(pixels[..., _BGR[pixels.shape[2]]] if bgr else pixels).reshape(len(pixels), -1)
-    own, top = rows.shape[1], 0
-    for place, count, stride, upwards in strips:
-        end = place + (count - 1) * stride + own
-        if not 0 < count <= len(rows) - top or stride < own or end > size:
-            raise ValueError("a strip lies outside")
-        part = rows[top : top + count]
-        for target, values in ((out, part[::-1] if upwards else part), (taken, np.True_)):
-            item = target.itemsize
-            np.lib.stride_tricks.as_strided(target[place:end], (count, own), (stride * item, item))[:] = values
-        top += count
-    if top != len(rows) or int(taken.sum()) != pixels.size:
+    rows = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    for (part, place), (_, mark) in zip(_strip_views(strips, rows, out), _strip_views(strips, rows, taken)):
+        place[:], mark[:] = part, True
+    if int(taken.sum()) != rows.size:
         raise ValueError("the strips do not hold the rows")
     return out, taken
+
+
+def _strip_views(
+    strips: list[Strip], rows: np.ndarray, file: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows (n, bytes) of each strip, the top one first as the file has them, and their place in ``file``.
+
+    Raises ValueError for strips that do not lie in it, or are not all the rows.
+    """
+    own, top, item = rows.shape[1], 0, file.itemsize
+    for place, count, stride, upwards in strips:
+        end = place + (count - 1) * stride + own
+        if not 0 < count <= len(rows) - top or stride < own or end > len(file):
+            raise ValueError("a strip lies outside")
+        part = rows[top : top + count]
+        view = np.lib.stride_tricks.as_strided(file[place:end], (count, own), (stride * item, item))
+        yield part[::-1] if upwards else part, view
+        top += count
+    if top != len(rows):
+        raise ValueError("the strips do not hold the rows")

@@ -16,13 +16,14 @@ from functools import lru_cache
 from io import BytesIO
 from typing import IO, Any, BinaryIO, cast
 
+import numpy as np
 from PIL import Image, ImageFile, ImageSequence, PngImagePlugin
 
 import vdvae_codec
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.vdz import Entry, Reader, is_vdz
-from vdvae_codec.images.files import INFO, Picture, opened, read_picture
-from vdvae_codec.images.frame import XMP, blank, is_indexed, suffix_of
+from vdvae_codec.images.files import INFO, Picture, deep, opened, read_picture
+from vdvae_codec.images.frame import XMP, blank, is_indexed, is_inks, suffix_of
 
 FORMAT = "VDVAE"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG holds exactly
@@ -42,7 +43,8 @@ class VdzImageFile(ImageFile.ImageFile):
     """A .vdz as Pillow sees it: the images of an archive are its frames, of their own sizes and modes.
 
     ``Image.open`` and ``seek`` read tables, and of an image that was stored as a file that file's header. ``info`` has
-    icc_profile, exif and xmp, and the ``name`` of an archive's image. Of a stored animation the first frame is shown.
+    icc_profile, exif and xmp, and the ``name`` of an archive's image. Colours of 16 bits have mode RGB, as Pillow opens
+    them elsewhere, with their highest 8 bits; grey has I;16. Of a stored animation the first frame is shown.
     Raises OSError, as Pillow does, for what is damaged.
     """
 
@@ -70,7 +72,7 @@ class VdzImageFile(ImageFile.ImageFile):
         self._frame, self._size = frame, (entry.width, entry.height)
         count = entry.pixel_channels
         if count and not _indexed_mode(entry):
-            self._mode, self.info = ("L", "LA", "RGB", "RGBA")[count - 1], _info(entry, count)
+            self._mode, self.info = _mode(entry, count), _info(entry, count)
         else:
             file = list(self._segment(found).files())[place]
             assert file is not None
@@ -112,8 +114,12 @@ class VdzImageFile(ImageFile.ImageFile):
         if self._archive is None or model is not None:
             self._archive = vdvae_codec.open_archive(cast(BinaryIO, self.fp), model=model)
         picture: Picture = self._archive[self._frame]
-        if picture.pixels is not None and not is_indexed(picture.metadata.get("frame", b"")):
-            return Image.fromarray(picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels)
+        frame, pixels = picture.metadata.get("frame", b""), picture.pixels
+        if pixels is not None and is_inks(frame):
+            return Image.frombytes("CMYK", pixels.shape[1::-1], (~pixels).tobytes())
+        if pixels is not None and not is_indexed(frame):
+            shown = pixels[..., 0] if pixels.shape[2] == 1 else pixels >> 8 if deep(pixels) else pixels
+            return Image.fromarray(shown if shown.ndim == 2 else shown.astype(np.uint8))
         with opened(picture.to_bytes()[0], picture.name) as image:
             _require_size(image, self._size)
             image.load()
@@ -131,6 +137,13 @@ def _require_size(image: Image.Image, size: tuple[int, int]) -> None:
     """Before the pixels of a stored file are asked for: Pillow's limit was held against what the table says."""
     if image.size != size:
         raise OSError("the stored file is not of the size that the table says")
+
+
+def _mode(entry: Entry, count: int) -> str:
+    """Of ``count`` channels; Pillow has no colours of 16 bits, and shows the highest 8."""
+    if is_inks(entry.metadata.get("frame", b"")):
+        return "CMYK"
+    return "I;16" if entry.depth and count == 1 else ("L", "LA", "RGB", "RGBA")[count - 1]
 
 
 def _indexed_mode(entry: Entry) -> str:

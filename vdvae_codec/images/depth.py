@@ -1,0 +1,104 @@
+"""Samples of 16 bits as 8 for a model and the bits below them, which are mostly noise: an image file.
+
+Levels that no sample has are left out first where that saves a bit: images of 10, 12 or 14 bits have many of these.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdvae_codec.errors import ImageError
+from vdvae_codec.images.classical import FORMATS, quick_size, smallest_file
+from vdvae_codec.images.files import file_pixels, with_channels
+
+_HOW = struct.Struct("BB")  # bits below, and whether the file holds their differences
+_BITMAP = 1 << 13  # bytes of all levels
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What makes 16 bits of 8: ``how``, and ``file`` with the bits below, empty if there are none."""
+
+    how: bytes = b""
+    file: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.how) + len(self.file)
+
+
+def split(samples: np.ndarray) -> tuple[np.ndarray, Depth]:
+    """The highest 8 bits (H, W, C) uint8 of samples (H, W, C) uint16, C from 1 to 4, and the others."""
+    seen = np.bincount(samples.reshape(-1), minlength=1 << 16) > 0
+    levels = _packed_levels(seen, samples.size)
+    numbers = (np.cumsum(seen) - 1).astype(np.uint16)[samples] if levels else samples
+    bits = max(0, int(numbers.max()).bit_length() - 8)
+    high = (numbers >> bits).astype(np.uint8)
+    if not bits:
+        return high, Depth(_HOW.pack(0, 0) + levels)
+    low = (numbers & ((1 << bits) - 1)).astype(np.uint8)
+    chosen, apart = min((low, 0), (differences(low, bits), 1), key=lambda choice: quick_size(choice[0]))
+    return high, Depth(_HOW.pack(bits, apart) + levels, smallest_file(chosen))
+
+
+def joined(high: np.ndarray, depth: Depth) -> np.ndarray:
+    """The samples (H, W, C) uint16 of what ``split`` gave. Raises ImageError for what it cannot have given."""
+    if len(depth.how) < _HOW.size:
+        raise ImageError("depth: too short")
+    bits, apart = _HOW.unpack_from(depth.how)
+    if bits > 8 or apart > 1 or (bits > 0) != bool(depth.file):
+        raise ImageError("depth: impossible bits")
+    numbers: np.ndarray = high.astype(np.uint16) << np.uint16(bits)
+    if bits:
+        low = with_channels(file_pixels(depth.file, FORMATS), high.shape[2])
+        if low.shape != high.shape:
+            raise ImageError("depth: of another size")
+        low = sums(low, bits) if apart else low
+        if int(low.max()) >> bits:
+            raise ImageError("depth: impossible bits")
+        numbers = numbers | low
+    levels = _levels(depth.how[_HOW.size :])
+    if levels is None:
+        return numbers
+    if int(numbers.max()) >= len(levels):
+        raise ImageError("depth: a level that it has not")
+    found: np.ndarray = levels[numbers]
+    return found
+
+
+def differences(low: np.ndarray, bits: int) -> np.ndarray:
+    """low (H, W, C) uint8 less left plus upper less upper left, in ``bits`` bits, which ``sums`` undoes."""
+    x = np.pad(low, ((1, 0), (1, 0), (0, 0)))
+    out: np.ndarray = (x[1:, 1:] - x[1:, :-1] - x[:-1, 1:] + x[:-1, :-1]) & np.uint8((1 << bits) - 1)
+    return out
+
+
+def sums(x: np.ndarray, bits: int) -> np.ndarray:
+    out: np.ndarray = x.cumsum(0, dtype=np.uint8).cumsum(1, dtype=np.uint8) & np.uint8((1 << bits) - 1)
+    return out
+
+
+def _packed_levels(seen: np.ndarray, count: int) -> bytes:
+    """Which of the levels are ``seen`` (65536,) bool, if ``count`` samples save more bits by it; else empty."""
+    used, reach = int(seen.sum()), int(np.flatnonzero(seen)[-1]) + 1
+    packed = zlib.compress(np.packbits(seen).tobytes(), 9)
+    saved_bits = (reach - 1).bit_length() - (used - 1).bit_length()
+    return packed if saved_bits and 8 * len(packed) < saved_bits * count else b""
+
+
+def _levels(packed: bytes) -> np.ndarray | None:
+    if not packed:
+        return None
+    try:
+        bitmap = zlib.decompressobj().decompress(packed, _BITMAP + 1)
+    except zlib.error as error:
+        raise ImageError("depth: the levels are damaged") from error
+    if len(bitmap) != _BITMAP:
+        raise ImageError("depth: the levels are damaged")
+    levels: np.ndarray = np.flatnonzero(np.unpackbits(np.frombuffer(bitmap, np.uint8))).astype(np.uint16)
+    return levels
