@@ -71,9 +71,10 @@ def decompress(
     """Decode .vdz files to images, bit for bit what was compressed, in the format that they had or that the output's
     suffix says.
 
-    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, and images that no
-    model can code (16 bits, animations) as the files they were. Pixels of JPEG and WebP become PNG, with
-    .png behind the names in an archive. An archive becomes a folder, by default beside it, with the names and times
+    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, compressed TIFF and
+    WebP as files of these formats, and images that no model can code (16 bits, animations) as the files they were, all
+    under the suffix that they had, upper or lower case. Pixels of JPEG become PNG, with .png behind the names in an
+    archive. An archive becomes a folder, by default beside it, with the names and times
     that its images had; a single file has the permissions and times of its .vdz. A folder stands for all .vdz files
     below it, whose images get into the same folders below -o. A format that cannot hold what a file held beside its
     pixels is refused.

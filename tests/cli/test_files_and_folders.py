@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import invoke, names, pixels, run
 from image_samples import FILES_ONLY, saved
+from PIL import Image
 
 from vdvae_codec.codec.archive import open_archive
 from vdvae_codec.images.files import write_image
@@ -49,6 +50,35 @@ def test_files_come_back_under_their_own_suffix(image: np.ndarray, tiny_folder: 
     (tmp_path / "back").mkdir()
     code, text = invoke("decompress", *tmp_path.glob("*.vdz"), "-o", tmp_path / "back", "--model", tiny_folder)
     assert code == 0 and {p.name: p.read_bytes() for p in (tmp_path / "back").iterdir()} == files, text
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_coded_files_too(image: np.ndarray, tiny_folder: Path, tmp_path: Path, fallback: bool) -> None:
+    """Whose format is what is written, alone and in an archive; others become PNG."""
+    files = {"a.PNG": saved(image, "PNG"), "b.Png": saved(image, "PNG", dpi=(72, 72))}
+    files |= {"c.TIF": saved(image, "TIFF", compression="tiff_lzw"), "d.tiff": files["a.PNG"]}
+    files |= {"e.WEBP": saved(image, "WEBP", lossless=True), "f.jpg": saved(image, "JPEG"), "g.bmp": files["a.PNG"]}
+    files |= {"h.png": saved(image, "BMP")}
+    expected = {"a.PNG", "b.Png", "c.TIF", "d.tiff", "e.WEBP", "f.png", "g.bmp", "h.bmp"}
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    source.mkdir()
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    more = "--model", tiny_folder
+    code, text = invoke("compress", "-r", source, "-o", packed, *["--no-fallback"] * (not fallback), *more)
+    assert code == 0, text
+    assert invoke("decompress", packed, "-o", f"{tmp_path}/back/", *more)[0] == 0
+    assert set(names(tmp_path / "back")) == expected
+    assert invoke("compress", source, "-o", tmp_path / "x.vdz", *more)[0] == 0
+    assert invoke("decompress", tmp_path / "x.vdz", "-o", tmp_path / "all", *more)[0] == 0
+    assert set(names(tmp_path / "all")) == expected - {"f.png", "h.bmp"} | {"f.jpg.png", "h.png.bmp"}
+    sources = {path.name[0]: path for path in source.iterdir()}
+    for path in [*(tmp_path / "back").iterdir(), *(tmp_path / "all").iterdir()]:
+        with Image.open(path) as back, Image.open(sources[path.name[0]]) as before:
+            assert np.array_equal(np.asarray(back), np.asarray(before)), path
+            assert fallback or back.format == Image.registered_extensions()[path.suffix.lower()]
+    single = run("cat", packed / "c.vdz", *more)
+    assert single.stdout == (tmp_path / "back" / "c.TIF").read_bytes()
 
 
 def test_outputs_have_the_permissions_and_times_of_their_input(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:

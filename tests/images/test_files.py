@@ -270,7 +270,7 @@ def test_pictures_of_arrays(pixels: np.ndarray) -> None:
     assert (picture.name, picture.data, picture.width, picture.height, picture.modified) == ("a/b", b"", 53, 37, 7)
     for suffix in (None, ".png", ".TIF"):
         data, own = picture.to_bytes(suffix)
-        assert own == (suffix or ".png").lower()
+        assert own == (suffix or ".png")
         again = read_picture(data, f"x{own}")
         assert again.pixels is not None and np.array_equal(again.pixels, pixels.reshape(37, 53, -1))
 

@@ -77,7 +77,8 @@ def compress(
 def decompress(
     vdz: bytes, *, suffix: str | None = None, model: str | Released | None = None, device: str = "auto"
 ) -> bytes:
-    """Decodes the .vdz of one image to an image file's bytes: a PNG, or of the lossless format of ``suffix``.
+    """Decodes the .vdz of one image to an image file's bytes, of the lossless format of ``suffix``: by default that of
+    the file that it was, or PNG where that was none.
 
     A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
     shipped. Raises FormatError, ModelError or ImageError.
