@@ -40,6 +40,7 @@ from .options import (
     force_option,
     jobs_option,
     json_option,
+    matching,
     max_pixels_option,
     skip_existing_option,
     threads_option,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: vdvae-codec decompress archive/*.vdz -o restored/, or "
                "vdvae-codec decompress photos.vdz --only 'summer/*' -o photos/")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True), callback=matching)
 @click.option("-o", "--output", type=OutputPath(allow_dash=True),
               help="File (its suffix chooses the format), folder (FOLDER/ makes it), or -.")
 @decoder_model_option()
@@ -160,7 +161,7 @@ def decompress(
     if len(pairs) > 1:
         refuse_same((path, out) for path, place in pairs for out in outputs(path, place, path in inputs, wanted))
     with helpers(jobs, tuple(places), model or DEFAULT_MODEL) as sharing:
-        each(tuple(places), work, jobs)
+        each(tuple(places), work, jobs, "decompressing")
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -198,6 +198,22 @@ def test_long_names_in_a_folder(image: np.ndarray, tiny_folder: Path, tmp_path: 
     assert heights == [len(image) - n for n in (2, 1, 0)]
 
 
+def test_patterns_that_no_shell_has_taken(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Stand for what they match; files of such names, and what matches nothing, stay as they are."""
+    more = "--model", tiny_folder
+    (tree / "c[1].png").write_bytes((tree / "a.png").read_bytes())
+    result = run("compress", f"{tree}/*.png", f"{tree}/**/*.bmp", "-o", f"{tmp_path}/out/", *more)
+    assert result.returncode == 0 and names(tmp_path / "out") == ["a.vdz", "b.vdz", "c[1].vdz"], result.stderr
+    assert run("compress", f"{tree}/c[1].png", "-o", tmp_path / "c.vdz", *more).returncode == 0
+    result = run("compress", f"{tree}/*.gif", *more)
+    assert result.returncode == 1 and result.stderr.decode() == f"Error: No such file or directory: {tree}/*.gif\n"
+    assert run("test", f"{tmp_path}/out/*", *more).stdout.decode().count("all whole") == 3
+    assert run("info", f"{tmp_path}/out/?.vdz").returncode == 0
+    assert run("decompress", f"{tmp_path}/out/[ab].vdz", "-o", f"{tmp_path}/back/", *more).returncode == 0
+    assert names(tmp_path / "back") == ["a.png", "b.bmp"]
+    assert run("test", f"{tmp_path}/*", *more).returncode == 2  # folders are no .vdz files
+
+
 def test_hidden_files_links_and_odd_names(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (tree / "link.png").symlink_to(tree / "a.png")
     (tree / "nowhere.png").symlink_to(tree / "gone.png")
@@ -231,5 +247,8 @@ def test_folders_are_told_how_jpegs_grow(image: np.ndarray, tiny_folder: Path, t
     after = row["grown_to_bytes"]
     line = f"notice: {folder}: 2 JPEGs, whose {before} bytes hold their pixels already, take {after} bytes\n"
     assert result.stderr.decode() == line
+    single = run("compress", folder / "c.webp", "--json", "--model", tiny_folder)
+    row_of_webp = json.loads(single.stdout)
+    assert (row_of_webp["stored_bytes"], row_of_webp["dims"] > 0, single.stderr) == (len(files["c.webp"]), True, b"")
     rest = len(files["c.webp"]) + len(files["d.png"])
     assert row["output_bytes"] <= rest + after + row["table_bytes"] + 8

@@ -291,7 +291,7 @@ def test_a_picture_gives_its_file_or_its_pixels_with_metadata() -> None:
     metadata = {"icc": ICC, "xmp": XMP}
     data, suffix = Picture("", RGB, b"", ".webp", 53, 37, metadata).to_bytes()
     again = read_picture(data, "x")
-    assert suffix == again.suffix == ".png" and again.portable() == metadata
+    assert suffix == again.suffix == ".webp" and again.portable() == metadata
     rgba = natural(9, 11, 4)
     assert np.array_equal(file_pixels(Picture("", rgba, b"", ".png", 11, 9, {}).to_bytes()[0]), rgba)
     with pytest.raises(ImageError, match="neither"):

@@ -221,8 +221,8 @@ def write(
 
 
 def bytes_bar(what: str, total: int | None, wanted: bool) -> tqdm[NoReturn]:
-    """A bar of ``total`` bytes and the time left, on a terminal's stderr only."""
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None if wanted else True)
+    """A bar of ``total`` bytes and the time left, on a terminal's stderr only; below another one it does not stay."""
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=None, disable=None if wanted else True)
 
 
 class Costs:

@@ -347,6 +347,11 @@ class Reader:
         check_images(found, entries)
         return entries
 
+    def model(self, found: Found) -> str:
+        """The name of the model of a segment, from its table alone; empty where it has none. Raises FormatError."""
+        name: str = _fields(self._table(found)[0])[1]
+        return name
+
     def segment(self, found: Found) -> Segment:
         """A whole segment; raises FormatError if it is damaged."""
         numbers, start, size = self._table(found)

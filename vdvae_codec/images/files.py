@@ -161,10 +161,10 @@ no_limits = _NoLimits()
 
 @contextmanager
 def _naming(name: str | Path) -> Iterator[None]:
-    """Turns whatever Pillow and its plug-ins raise into a one-line ImageError."""
+    """Turns whatever Pillow and its plug-ins raise, but for want of memory, into a one-line ImageError."""
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image file that can be read") from error
@@ -351,6 +351,8 @@ def encode(pixels: np.ndarray, format: str, metadata: dict[str, bytes], options:
         elif format == "TIFF":
             keys["exif"] = _tiff_tags(metadata)
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format, **keys, **options)
+    except MemoryError:
+        raise
     except Exception as error:
         raise ImageError(f"cannot write the image as {format} ({' '.join(str(error).split())})") from error
     return out.getvalue()
