@@ -61,6 +61,7 @@ def read(data: bytes) -> list[Segment]:
     if not reader.complete:
         raise FormatError(reader.trouble)
     segments = [reader.segment(found) for found in reader.segments]
+    assert [reader.model(found) for found in reader.segments] == [segment.model for segment in segments]
     assert [reader.entries(found) for found in reader.segments] == [segment.entries for segment in segments]
     return segments
 
