@@ -15,7 +15,7 @@ from vdvae_codec import DEFAULT_MODEL
 from .compress import folder_pictures, one_picture
 from .files import collected, has_changed, one_line_errors, output_file, say
 from .helpers import helpers
-from .options import FilePath, device_option, json_option, max_pixels_option, model_option, threads_option
+from .options import FilePath, device_option, json_option, matching, max_pixels_option, model_option, threads_option
 
 if TYPE_CHECKING:
     from vdvae_codec.images.files import Picture
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: vdvae-codec add photos.vdz beach.png winter/")
 @click.argument("archive", type=FilePath(dir_okay=False))
-@click.argument("images", nargs=-1, required=True, type=FilePath())
+@click.argument("images", nargs=-1, required=True, type=FilePath(), callback=matching)
 @model_option("A shipped model's name, or a model's folder; by default the model of the archive.", None)
 @device_option()
 @threads_option()
@@ -44,8 +44,8 @@ def add(archive: Path, images: tuple[Path, ...], model: str | None, device: str,
             if is_single(old.reader):
                 raise click.ClickException(f"{archive}: holds a single image without a name, and is no archive")
             source = archive.stat()
-            models = [segment.model for segment in old.segments() if segment.model]
-            chosen = model or (models or [DEFAULT_MODEL])[-1]
+            models = filter(None, map(old.reader.model, reversed(old.reader.whole())))  # of the last one first
+            chosen = model or next(models, DEFAULT_MODEL)
             pictures = new_ones(images, set(old.names), fail)
             with output_file(archive, True, mode=source.st_mode) as file:
                 report = write(pictures, file, chosen, device, helpers=sharing, onto=old)

@@ -17,13 +17,14 @@ from .options import (
     device_option,
     jobs_option,
     json_option,
+    matching,
     max_pixels_option,
     threads_option,
 )
 
 
 @click.command("test", epilog="Example: vdvae-codec test archive/*.vdz")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True, dir_okay=False))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True, dir_okay=False), callback=matching)
 @decoder_model_option()
 @device_option()
 @threads_option()
@@ -51,4 +52,4 @@ def test(inputs: tuple[Path, ...], model: str | None, device: str, jobs: int, as
             raise click.ClickException(f"{path}: damaged; {images} images are whole")
 
     with helpers(jobs, inputs, model or DEFAULT_MODEL) as sharing:
-        each(inputs, work, jobs)
+        each(inputs, work, jobs, "testing")

@@ -37,6 +37,7 @@ from .options import (
     force_option,
     jobs_option,
     json_option,
+    matching,
     max_pixels_option,
     model_option,
     skip_existing_option,
@@ -51,7 +52,7 @@ SHOWN = 5  # names in a notice
 
 
 @click.command(epilog="Example: vdvae-codec compress *.png -o archive/, or vdvae-codec compress photos/ -o photos.vdz")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True), callback=matching)
 @click.option("-o", "--output", type=OutputPath(allow_dash=True), help="File, folder (FOLDER/ makes it), or -.")
 @click.option("-r", "--each", "apart", is_flag=True,
               help="Of a folder, a .vdz for each image, in the same folders below -o, instead of one archive.")
@@ -61,7 +62,8 @@ SHOWN = 5  # names in a notice
 @max_pixels_option()
 @jobs_option()
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
-@click.option("--no-fallback", is_flag=True, help="Store the model's coding even where WebP or PNG is smaller.")
+@click.option("--no-fallback", is_flag=True,
+              help="Store the model's coding even where WebP, PNG or the file itself is smaller.")
 @click.option("--segment", type=click.IntRange(1), default=10_000, show_default=True, metavar="IMAGES",
               help="Most images of a folder's archive that one damaged byte costs, and that are decoded at once.")
 @click.option("--rm", is_flag=True,
@@ -121,7 +123,7 @@ def compress(
         refuse_same(pairs)
     places = dict(pairs)
     with helpers(jobs, tuple(places), model) as sharing:
-        each(tuple(places), work, jobs)
+        each(tuple(places), work, jobs, "compressing")
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -40,6 +40,7 @@ from .options import (
     force_option,
     jobs_option,
     json_option,
+    matching,
     max_pixels_option,
     skip_existing_option,
     threads_option,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: vdvae-codec decompress archive/*.vdz -o restored/, or "
                "vdvae-codec decompress photos.vdz --only 'summer/*' -o photos/")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True), callback=matching)
 @click.option("-o", "--output", type=OutputPath(allow_dash=True),
               help="File (its suffix chooses the format), folder (FOLDER/ makes it), or -.")
 @decoder_model_option()
@@ -71,9 +72,10 @@ def decompress(
     """Decode .vdz files to images, bit for bit what was compressed, in the format that they had or that the output's
     suffix says.
 
-    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, and images that no
-    model can code (16 bits, animations) as the files they were. Pixels of JPEG and WebP become PNG, with
-    .png behind the names in an archive. An archive becomes a folder, by default beside it, with the names and times
+    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, compressed TIFF and
+    WebP as files of these formats, and images that no model can code (16 bits, animations) as the files they were, all
+    under the suffix that they had, upper or lower case. Pixels of JPEG become PNG, with .png behind the names in an
+    archive. An archive becomes a folder, by default beside it, with the names and times
     that its images had; a single file has the permissions and times of its .vdz. A folder stands for all .vdz files
     below it, whose images get into the same folders below -o. A format that cannot hold what a file held beside its
     pixels is refused.
@@ -159,7 +161,7 @@ def decompress(
     if len(pairs) > 1:
         refuse_same((path, out) for path, place in pairs for out in outputs(path, place, path in inputs, wanted))
     with helpers(jobs, tuple(places), model or DEFAULT_MODEL) as sharing:
-        each(tuple(places), work, jobs)
+        each(tuple(places), work, jobs, "decompressing")
     if failed:
         raise click.exceptions.Exit(1)
 

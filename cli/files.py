@@ -10,22 +10,34 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import click
 
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.whole import replacing
 
+from .helpers import size_of
 from .process import end_with, warnings_as
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 STREAM = Path("-")
+OVER = "\r\x1b[K"  # what empties the line of a terminal
+LACK_OF_MEMORY = (  # as libraries put it
+    "DefaultCPUAllocator", "Cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment",
+    "can't start new thread", "could not create a primitive", "could not create a memory",
+)
+BAR_SECONDS = 0.2  # between two looks at what the processes of --jobs have done
 HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())  # whose text is a page of help
 
 
 def say(line: str, err: bool = False) -> None:
-    """Prints a line, to stderr if ``err``."""
-    click.echo(shown(line), err=err)
+    """Prints a line, to stderr if ``err``; on a terminal over the bar that may be there."""
+    stream = sys.stderr if err else sys.stdout
+    over = OVER if stream is not None and stream.isatty() else ""
+    click.echo(over + shown(line), err=err)
 
 
 def notice(line: str) -> None:
@@ -48,13 +60,13 @@ def one_line_errors(path: Path | None = None) -> Iterator[None]:
     """Turns the package's errors and the system's into click's: one line on stderr, exit status 1."""
     try:
         yield
-    except (VdvaeCodecError, OSError, MemoryError, RuntimeError) as error:
+    except (VdvaeCodecError, OSError, MemoryError, RuntimeError, ImportError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
             text = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
-        elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in text):
+        elif isinstance(error, MemoryError) or any(words in text for words in LACK_OF_MEMORY):
             text = "not enough memory"
-        elif isinstance(error, RuntimeError):
+        elif isinstance(error, (RuntimeError, ImportError)):
             raise
         text = text or type(error).__name__
         if path is not None and str(path) not in text:
@@ -209,22 +221,34 @@ def stat_of(path: Path) -> os.stat_result | None:
     return None if path == STREAM or path.is_dir() else path.stat()
 
 
-def each(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int = 1) -> None:
+def each(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int = 1, doing: str = "") -> None:
     """Runs ``work`` on every input; errors are printed and the rest goes on; exits with 1 at the end if any failed.
 
-    ``jobs`` inputs at once, in processes that are forked, and so before torch is imported.
+    ``jobs`` inputs at once, in processes that are forked, and so before torch is imported. ``doing`` names a bar of the
+    bytes of several files.
     """
     jobs = min(jobs, len(inputs))
+    whole = doing and len(inputs) > 1 and not any(path == STREAM or path.is_dir() for path in inputs)
+    sizes = {path: size_of(path) for path in inputs} if whole else {}  # now: --rm deletes
     if jobs == 1 or STREAM in inputs or "fork" not in multiprocessing.get_all_start_methods():
-        failed = bool(failures(inputs, work))
+        with bar_of(sizes, doing) as bar:
+            failed = bool(failures(inputs, work, lambda path: bar.update(sizes.get(path, 0))))
     else:
-        failed = in_processes(inputs, work, jobs)
+        failed = in_processes(inputs, work, jobs, sizes, doing)
     if failed:
         raise click.exceptions.Exit(1)
 
 
-def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
-    """Runs ``work`` on every input and prints the errors; returns their number."""
+def bar_of(sizes: dict[Path, int], doing: str) -> tqdm[NoReturn]:
+    """A bar of the bytes of files and the time left, on a terminal's stderr only; none where there are no sizes."""
+    from tqdm import tqdm
+
+    total = sum(sizes.values())
+    return tqdm(desc=doing, total=total, unit="B", unit_scale=True, disable=None if sizes else True)
+
+
+def failures(inputs: Iterable[Path], work: Callable[[Path], None], done: Callable[[Path], object]) -> int:
+    """Runs ``work`` on every input, says which are ``done``, and prints the errors; returns their number."""
     failed = 0
     for path in inputs:
         try:
@@ -235,13 +259,20 @@ def failures(inputs: Iterable[Path], work: Callable[[Path], None]) -> int:
         except click.ClickException as error:
             say(f"Error: {error.message}", err=True)
             failed += 1
+        done(path)
     return failed
 
 
-def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int) -> bool:
+def in_processes(
+    inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: int, sizes: dict[Path, int], doing: str
+) -> bool:
     """Whether ``work`` failed on any of the inputs, of which each process takes the next one that none has taken."""
     fork = multiprocessing.get_context("fork")
-    taken, parent = fork.Value("l", 0), os.getpid()
+    taken, bytes_done, parent = fork.Value("l", 0), fork.Value("q", 0), os.getpid()
+
+    def done(path: Path) -> None:
+        with bytes_done.get_lock():
+            bytes_done.value += sizes.get(path, 0)
 
     def next_inputs() -> Iterator[Path]:
         while True:
@@ -257,7 +288,7 @@ def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: i
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
         try:
             with escaped_errors():
-                status = min(1, failures(next_inputs(), work))
+                status = min(1, failures(next_inputs(), work, done))
         except click.UsageError as error:
             error.show()
             status = error.exit_code
@@ -269,8 +300,11 @@ def in_processes(inputs: tuple[Path, ...], work: Callable[[Path], None], jobs: i
     for process in processes:
         process.start()
     try:
-        for process in processes:
-            process.join()
+        with bar_of(sizes, doing) as bar:
+            for process in processes:
+                while process.is_alive():
+                    process.join(BAR_SECONDS)
+                    bar.update(bytes_done.value - bar.n)
     except BaseException as error:
         for process in processes:
             process.join(3 if isinstance(error, KeyboardInterrupt) else 0)  # a terminal's Ctrl-C has reached them

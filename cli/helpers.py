@@ -56,6 +56,7 @@ class Forked:
     def __init__(self, count: int, model: str | None = None):
         fork = multiprocessing.get_context("fork")
         self._connections: list[Connection] = []
+        self._threads: list[threading.Thread] = []
         self._processes = []
         for _ in range(count):
             ours, theirs = fork.Pipe()
@@ -78,9 +79,11 @@ class Forked:
         if len(tasks) < 2 or not self._processes:
             yield from (work(tasks[n]) for n in range(len(tasks)))
             return
+        for thread in self._threads:  # of work that was given up, whose results are still to come
+            thread.join()
         shared = Shared(work, tasks)
-        threads = [threading.Thread(target=shared.hand_out, args=(c,), daemon=True) for c in self._connections]
-        for thread in threads:
+        self._threads = [threading.Thread(target=shared.hand_out, args=(c,), daemon=True) for c in self._connections]
+        for thread in self._threads:
             thread.start()
         torch = sys.modules["torch"]
         before = torch.get_num_threads()
@@ -101,12 +104,9 @@ class Shared:
         self.done: dict[int, tuple[bool, Any]] = {}
         self.changed = threading.Condition()
 
-    def take(self) -> tuple[int, Any] | None:
+    def take(self) -> int | None:
         with self.changed:
-            if not self.left:
-                return None
-            n = self.left.popleft()
-        return n, self.tasks[n]
+            return self.left.popleft() if self.left else None
 
     def put(self, n: int, result: tuple[bool, Any]) -> None:
         with self.changed:
@@ -118,14 +118,15 @@ class Shared:
             self.left.clear()
 
     def hand_out(self, connection: Connection) -> None:
-        """Gives tasks to one process; what a process that has died had is done by another."""
-        while (taken := self.take()) is not None:
+        """Gives tasks to one process; what could not be given or got, as of one that has died, is done by another."""
+        while (n := self.take()) is not None:
             try:
-                connection.send((self.work, taken[1]))
-                self.put(taken[0], connection.recv())
-            except (EOFError, OSError):
+                connection.send((self.work, self.tasks[n]))
+                self.put(n, connection.recv())
+            except Exception:  # such as too little memory: the connection may be in the middle of a message
+                connection.close()
                 with self.changed:
-                    self.left.appendleft(taken[0])
+                    self.left.appendleft(n)
                     self.changed.notify_all()
                 return
 
@@ -138,7 +139,7 @@ class Shared:
                     with self.changed:
                         self.changed.wait_for(lambda n=n: n in self.done or self.left)  # type: ignore[misc]
                 else:
-                    self.put(taken[0], attempt(self.work, taken[1]))
+                    self.put(taken, attempt(self.work, self.tasks[taken]))
             fine, result = self.done.pop(n)
             if not fine:
                 raise result

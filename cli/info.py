@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from .files import collected, each, open_input, say
-from .options import FilePath, decoder_model_option, device_option, json_option
+from .options import FilePath, decoder_model_option, device_option, json_option, matching
 
 if TYPE_CHECKING:
     from vdvae_codec.format.vdz import Entry
 
 
 @click.command(epilog="Example: vdvae-codec info photo.vdz --rates")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True), callback=matching)
 @click.option("--rates", is_flag=True, help="Decode, and itemise what the bits were spent on: ELBO, net bits, file.")
 @decoder_model_option()
 @device_option()

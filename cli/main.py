@@ -25,8 +25,9 @@ from .score import score
 from .train import train
 
 EPILOG = """\
-Outputs appear complete or not at all, and replace nothing without --force; - is stdin or stdout. Every command has
---help with an example.
+Outputs appear complete or not at all, and replace nothing without --force; - is stdin or stdout. A pattern
+such as "*.png" or "photos/**/*.png" that no shell has taken and no file is called stands for the files that it matches.
+Every command has --help with an example.
 
 Exit status: 0 done; 1 an input, a model or an output was refused (one line each on stderr, the other inputs are done),
 or the run was interrupted; 2 wrong usage; 128 + n ended by signal n.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import sys
 from collections.abc import Callable
@@ -51,6 +52,15 @@ class NewFolderPath(FilePath):
 
     def missing_folder(self, name: str) -> None:
         pass
+
+
+def matching(context: click.Context, parameter: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The paths, with the files that it matches in the place of a pattern that a shell has left as it is."""
+    found: list[Path] = []
+    for path in paths:
+        names = [] if os.path.lexists(path) else sorted(glob.glob(str(path), recursive=True))
+        found += [parameter.type(name, parameter, context) for name in names] or [path]
+    return tuple(found)
 
 
 def model_option(

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .files import STREAM, collected, one_line_errors, output_file, read_input, refuse_existing, say
-from .options import FilePath, device_option, force_option, json_option, max_pixels_option, model_option, threads_option
+from .options import (
+    FilePath,
+    device_option,
+    force_option,
+    json_option,
+    matching,
+    max_pixels_option,
+    model_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from vdvae_codec.codec.store import Released
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: vdvae-codec score photos/ --report report.html")
-@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, type=FilePath(allow_dash=True), callback=matching)
 @model_option()
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, metavar="K",
               help="Samples of the importance weighted bound.")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import invoke, names, pixels, run
 from image_samples import FILES_ONLY, saved
+from PIL import Image
 
 from vdvae_codec.codec.archive import open_archive
 from vdvae_codec.images.files import write_image
@@ -49,6 +50,35 @@ def test_files_come_back_under_their_own_suffix(image: np.ndarray, tiny_folder: 
     (tmp_path / "back").mkdir()
     code, text = invoke("decompress", *tmp_path.glob("*.vdz"), "-o", tmp_path / "back", "--model", tiny_folder)
     assert code == 0 and {p.name: p.read_bytes() for p in (tmp_path / "back").iterdir()} == files, text
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_coded_files_too(image: np.ndarray, tiny_folder: Path, tmp_path: Path, fallback: bool) -> None:
+    """Whose format is what is written, alone and in an archive; others become PNG."""
+    files = {"a.PNG": saved(image, "PNG"), "b.Png": saved(image, "PNG", dpi=(72, 72))}
+    files |= {"c.TIF": saved(image, "TIFF", compression="tiff_lzw"), "d.tiff": files["a.PNG"]}
+    files |= {"e.WEBP": saved(image, "WEBP", lossless=True), "f.jpg": saved(image, "JPEG"), "g.bmp": files["a.PNG"]}
+    files |= {"h.png": saved(image, "BMP")}
+    expected = {"a.PNG", "b.Png", "c.TIF", "d.tiff", "e.WEBP", "f.png", "g.bmp", "h.bmp"}
+    source, packed = tmp_path / "source", tmp_path / "packed"
+    source.mkdir()
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    more = "--model", tiny_folder
+    code, text = invoke("compress", "-r", source, "-o", packed, *["--no-fallback"] * (not fallback), *more)
+    assert code == 0, text
+    assert invoke("decompress", packed, "-o", f"{tmp_path}/back/", *more)[0] == 0
+    assert set(names(tmp_path / "back")) == expected
+    assert invoke("compress", source, "-o", tmp_path / "x.vdz", *more)[0] == 0
+    assert invoke("decompress", tmp_path / "x.vdz", "-o", tmp_path / "all", *more)[0] == 0
+    assert set(names(tmp_path / "all")) == expected - {"f.png", "h.bmp"} | {"f.jpg.png", "h.png.bmp"}
+    sources = {path.name[0]: path for path in source.iterdir()}
+    for path in [*(tmp_path / "back").iterdir(), *(tmp_path / "all").iterdir()]:
+        with Image.open(path) as back, Image.open(sources[path.name[0]]) as before:
+            assert np.array_equal(np.asarray(back), np.asarray(before)), path
+            assert fallback or back.format == Image.registered_extensions()[path.suffix.lower()]
+    single = run("cat", packed / "c.vdz", *more)
+    assert single.stdout == (tmp_path / "back" / "c.TIF").read_bytes()
 
 
 def test_outputs_have_the_permissions_and_times_of_their_input(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -168,6 +198,22 @@ def test_long_names_in_a_folder(image: np.ndarray, tiny_folder: Path, tmp_path: 
     assert heights == [len(image) - n for n in (2, 1, 0)]
 
 
+def test_patterns_that_no_shell_has_taken(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Stand for what they match; files of such names, and what matches nothing, stay as they are."""
+    more = "--model", tiny_folder
+    (tree / "c[1].png").write_bytes((tree / "a.png").read_bytes())
+    result = run("compress", f"{tree}/*.png", f"{tree}/**/*.bmp", "-o", f"{tmp_path}/out/", *more)
+    assert result.returncode == 0 and names(tmp_path / "out") == ["a.vdz", "b.vdz", "c[1].vdz"], result.stderr
+    assert run("compress", f"{tree}/c[1].png", "-o", tmp_path / "c.vdz", *more).returncode == 0
+    result = run("compress", f"{tree}/*.gif", *more)
+    assert result.returncode == 1 and result.stderr.decode() == f"Error: No such file or directory: {tree}/*.gif\n"
+    assert run("test", f"{tmp_path}/out/*", *more).stdout.decode().count("all whole") == 3
+    assert run("info", f"{tmp_path}/out/?.vdz").returncode == 0
+    assert run("decompress", f"{tmp_path}/out/[ab].vdz", "-o", f"{tmp_path}/back/", *more).returncode == 0
+    assert names(tmp_path / "back") == ["a.png", "b.bmp"]
+    assert run("test", f"{tmp_path}/*", *more).returncode == 2  # folders are no .vdz files
+
+
 def test_hidden_files_links_and_odd_names(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (tree / "link.png").symlink_to(tree / "a.png")
     (tree / "nowhere.png").symlink_to(tree / "gone.png")
@@ -201,5 +247,8 @@ def test_folders_are_told_how_jpegs_grow(image: np.ndarray, tiny_folder: Path, t
     after = row["grown_to_bytes"]
     line = f"notice: {folder}: 2 JPEGs, whose {before} bytes hold their pixels already, take {after} bytes\n"
     assert result.stderr.decode() == line
+    single = run("compress", folder / "c.webp", "--json", "--model", tiny_folder)
+    row_of_webp = json.loads(single.stdout)
+    assert (row_of_webp["stored_bytes"], row_of_webp["dims"] > 0, single.stderr) == (len(files["c.webp"]), True, b"")
     rest = len(files["c.webp"]) + len(files["d.png"])
     assert row["output_bytes"] <= rest + after + row["table_bytes"] + 8

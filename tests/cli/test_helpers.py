@@ -57,6 +57,21 @@ print(list(helpers.map(helped.bad_at_five, range(5))))
     assert lines == ["[0, 1, 2, 3, 4] five is bad", "[0, 1, 2, 3, 4]"]
 
 
+def test_work_that_was_given_up_does_not_answer_for_the_next() -> None:
+    """Its tasks are still with the helpers when the next work begins."""
+    lines = probe("""
+from vdvae_codec.cli.helpers import Forked
+helpers = Forked(2)
+import torch, helped
+for n in range(3):
+    results = helpers.map(helped.slow_process_id, range(30))
+    next(results)
+    results.close()
+    print(sum(helpers.map(abs, range(-20, 0))))
+""")
+    assert lines == ["210"] * 3
+
+
 def test_what_a_killed_helper_had_is_done_by_others() -> None:
     lines = probe("""
 from vdvae_codec.cli.helpers import Forked

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from command_line import PROGRAM, names
+from command_line import PLAIN, PROGRAM, names
 from image_samples import exif, saved
 
 import vdvae_codec
@@ -160,27 +160,75 @@ def test_odd_metadata_is_no_line_of_code(photo: np.ndarray, tiny_folder: Path, t
     assert all(line.startswith("notice: ") and ".py" not in line for line in done.stderr.splitlines())
 
 
-def test_no_colours(photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    """With and without a terminal; bars are shown on a terminal, of bytes and the time left."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(photo_png.read_bytes())
-    command = [PROGRAM, "compress", tmp_path / "in", "--force", "--model", tiny_folder]
+def on_terminal(command: list[object]) -> tuple[int, bytes]:
+    """Exit status, and what a terminal of 120 columns is sent."""
     ours, theirs = os.openpty()
     termios = pytest.importorskip("termios")
     termios.tcsetwinsize(theirs, (24, 120))
     environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color"}
     shown = b""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+    with subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         with contextlib.suppress(OSError):  # the end of a terminal
             while part := os.read(ours, 1 << 16):
                 shown += part
-        assert process.stdout is not None
-        printed = process.stdout.read()
     os.close(ours)
+    return process.returncode, shown
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_bar_of_many_files(jobs: int, photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Of all their bytes, whatever becomes of one; each report has a line of its own; --rm deletes none too early."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(photo_png.read_bytes())
+    (tmp_path / "d.png").write_bytes(b"no image")
+    files, more = [tmp_path / f"{name}.png" for name in "abcd"], ["--model", tiny_folder, "--jobs", jobs]
+    total = f"/{(3 * photo_png.stat().st_size + 8) / 1000:.0f}k [".encode()
+    status, shown = on_terminal([PROGRAM, "compress", *files, "--rm", *more])
+    assert status == 1 and b"compressing:   0%" in shown and b"compressing: 100%" in shown and total in shown
+    for path in files:
+        start = f"Error: {path}" if path.name == "d.png" else f"{path} -> "
+        assert shown.count(b"\r\x1b[K" + start.encode()) == 1, shown
+    assert names(tmp_path) == ["a.vdz", "b.vdz", "c.vdz", "d.png"]
+    files = [tmp_path / f"{name}.vdz" for name in "abc"]
+    for command, doing in (("test", b"testing: 100%"), ("decompress", b"decompressing: 100%")):
+        status, shown = on_terminal([PROGRAM, command, *files, *more])
+        assert status == 0 and doing in shown
+    done = subprocess.run([PROGRAM, "test", *map(str, files), *map(str, more)], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.count(b"\n") == 3 and b"\r" not in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks /proc")
+def test_too_little_memory_for_one_image_costs_no_other(photo: np.ndarray, tiny_folder: Path, tmp_path: Path) -> None:
+    """An address space in which small images can be coded, and a large one cannot."""
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.png").write_bytes(write_image(photo[:40, :40], {}, ".png"))
+    large = np.random.default_rng(0).integers(0, 256, (2500, 4000, 3), np.uint8)
+    (tmp_path / "b.png").write_bytes(saved(large, "PNG", compress_level=0))
+    program = """
+import resource, sys
+import vdvae_codec.cli.main, vdvae_codec.codec.archive
+size = 4096 * int(open("/proc/self/statm").read().split()[0]) + int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+vdvae_codec.cli.main.main()
+"""
+    command = [sys.executable, "-c", program, 300_000_000, "compress", *sorted(tmp_path.glob("*.png"))]
+    command += ["--model", tiny_folder, "--no-fallback"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | PLAIN)
+    assert (done.returncode, done.stderr) == (1, f"Error: {tmp_path / 'b.png'}: not enough memory\n")
+    assert len(done.stdout.splitlines()) == 2
+    assert names(tmp_path) == ["a.png", "a.vdz", "b.png", "c.png", "c.vdz"]
+
+
+def test_no_colours(photo_png: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """With and without a terminal; bars are shown on a terminal, of bytes and the time left."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(photo_png.read_bytes())
+    command = [PROGRAM, "compress", tmp_path / "in", "--force", "--model", tiny_folder]
+    status, shown = on_terminal(command)
     size = f"{photo_png.stat().st_size / 1000:.1f}k".encode()
-    assert process.returncode == 0 and b"compressing: " in shown and size in shown and b"B/s]" in shown
-    assert not re.search(rb"\x1b\[[0-9;]*m", printed + shown)
+    assert status == 0 and b"compressing: " in shown and size in shown and b"B/s]" in shown
+    assert not re.search(rb"\x1b\[[0-9;]*m", shown)
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0 and b"\x1b" not in done.stdout and done.stderr == b""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, RGB, TRANSPARENT, XMP, exif, saved
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 import vdvae_codec
 import vdvae_codec.plugins.pillow
@@ -40,7 +40,8 @@ def test_files_look_as_they_did(name: str, tiny_model: Released, tiny_folder: Pa
     vdz = vdvae_codec.compress(FILES[name], model=tiny_model, fallback=False)
     with Image.open(BytesIO(vdz)) as image, Image.open(BytesIO(FILES[name])) as expected:
         assert (image.format, image.get_format_mimetype()) == ("VDVAE", "image/x-vdz")
-        assert (image.size, image.mode, image.n_frames) == (expected.size, expected.mode, 1)  # type: ignore[attr-defined]
+        frames = getattr(expected, "n_frames", 1)
+        assert (image.size, image.mode, image.n_frames) == (expected.size, expected.mode, frames)  # type: ignore[attr-defined]
         image.load(str(tiny_folder))  # type: ignore[call-arg]
         assert (image.size, image.mode) == (expected.size, expected.mode)
         assert np.array_equal(np.asarray(image), np.asarray(expected))
@@ -109,6 +110,37 @@ def test_an_opened_image_is_like_any_other(archive: Path, tiny_folder: Path) -> 
         for same in (image.copy(), pickle.loads(pickle.dumps(image))):
             assert np.array_equal(np.asarray(same), np.asarray(image)) and same.size == (53, 37)
         assert image.resize((5, 3)).size == (5, 3) and image.rotate(90, expand=True).size == (37, 53)
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_animations_have_their_frames(format: str, photo: np.ndarray, tiny_folder: Path, tmp_path: Path) -> None:
+    frames = [Image.fromarray(photo[n : n + 90, 2 * n : 2 * n + 120]) for n in (0, 9, 20)]
+    more = {} if format == "TIFF" else {"duration": [100, 250, 70], "loop": 3}
+    path = tmp_path / f"a.{format.lower()}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **more)
+    vdz = tmp_path / "a.vdz"
+    vdz.write_bytes(vdvae_codec.compress(path.read_bytes(), model=str(tiny_folder)))
+    with Image.open(vdz) as image:
+        assert (image.format, image.n_frames, image.is_animated, image.tell()) == ("VDVAE", 3, True, 0)  # type: ignore[attr-defined]
+        for frame in (0, 1, 2, 1, 0, 2):
+            image.seek(frame)
+            with Image.open(path) as expected:
+                expected.seek(frame)
+                assert (image.tell(), image.size) == (frame, expected.size)
+                assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(expected.convert("RGB")))
+                assert image.mode == expected.mode and image.info == expected.info
+        assert image.info.get("duration") == (None if format == "TIFF" else 70)
+        for frame in (3, -1):
+            with pytest.raises(EOFError):
+                image.seek(frame)
+        assert len(list(ImageSequence.Iterator(image))) == 3
+        image.save(tmp_path / "again.gif", save_all=True)
+    with Image.open(tmp_path / "again.gif") as again:
+        assert again.n_frames == 3  # type: ignore[attr-defined]
+    vdvae_codec.write_archive([("a", path.read_bytes())], vdz, model=str(tiny_folder))
+    with Image.open(vdz) as image:
+        image.seek(2)
+        assert image.n_frames == 3 and image.info["name"] == "a"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])

@@ -77,7 +77,8 @@ def compress(
 def decompress(
     vdz: bytes, *, suffix: str | None = None, model: str | Released | None = None, device: str = "auto"
 ) -> bytes:
-    """Decodes the .vdz of one image to an image file's bytes: a PNG, or of the lossless format of ``suffix``.
+    """Decodes the .vdz of one image to an image file's bytes, of the lossless format of ``suffix``: by default that of
+    the file that it was, or PNG where that was none.
 
     A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
     shipped. Raises FormatError, ModelError or ImageError.
@@ -220,8 +221,8 @@ def write(
 
 
 def bytes_bar(what: str, total: int | None, wanted: bool) -> tqdm[NoReturn]:
-    """A bar of ``total`` bytes and the time left, on a terminal's stderr only."""
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None if wanted else True)
+    """A bar of ``total`` bytes and the time left, on a terminal's stderr only; below another one it does not stay."""
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=None, disable=None if wanted else True)
 
 
 class Costs:

@@ -19,8 +19,9 @@ from vdvae_codec.format.vdz import Entry, Segment, depth_entry
 from vdvae_codec.images import depth
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
 from vdvae_codec.images.depth import Depth
-from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque, with_channels
-from vdvae_codec.images.frame import is_indexed
+from vdvae_codec.images.files import SUFFIXES, Picture, file_pixels, is_image_suffix, opaque, with_channels
+from vdvae_codec.images.frame import is_indexed, suffix_of
+from vdvae_codec.images.names import suffix_alone
 from vdvae_codec.transforms import Coded
 
 SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
@@ -28,7 +29,7 @@ TRY_SMALL_WITHIN, TRY_WITHIN = 1.5, 1.1  # ... where a quick coding is this clos
 ROUGH_PIXELS = 2**12  # and the smallest are judged by zlib first
 PLAIN_ALPHA_BYTES, PLAIN_ALPHA_RATE = 256, 1e-3  # and bytes a pixel: smaller transparency is not worth a model's time
 MOST_ALPHA_BYTES = 2**24  # of transparency in a table, but for what is not worth a model's time
-OF_PIXELS = ("side_info", "alpha", "channels", "depth")  # metadata that says how pixels are got
+OF_TABLE = ("side_info", "alpha", "channels", "suffix", "depth")  # entries that are no metadata of the picture
 WORTH_CODING_AGAIN = 1e-3  # share of a segment that files must save, since its other images are then coded again
 
 
@@ -180,14 +181,16 @@ def smaller_file(picture: Picture, our_bytes: float, beside_bytes: int = 0) -> t
 def coded_entry(picture: Picture, planes: Planes, own: Depth) -> Entry:
     assert picture.pixels is not None
     height, width, channels = picture.pixels.shape
-    metadata = picture.metadata | planes.entries | depth_entry(own.how, len(own.file))
+    metadata = picture.metadata | planes.entries | suffix_entry(picture) | depth_entry(own.how, len(own.file))
     return Entry(picture.name, picture.modified, height, width, channels, metadata=metadata)
 
 
 def file_entry(picture: Picture, data: bytes, suffix: str, own: Depth) -> Entry:
     """Metadata is in the input itself; of any other file it is the table's."""
     original = data is picture.data
-    metadata = {} if original else picture.metadata | channels_of(picture) | depth_entry(own.how, len(own.file))
+    metadata = {}
+    if not original:
+        metadata = picture.metadata | channels_of(picture) | suffix_entry(picture) | depth_entry(own.how, len(own.file))
     return Entry(
         picture.name, picture.modified, picture.height, picture.width, 0, len(data), suffix, original, metadata
     )
@@ -197,6 +200,14 @@ def channels_of(picture: Picture) -> dict[str, bytes]:
     """What the table says of a picture whose pixels a WebP or PNG holds: RGB goes without saying."""
     count = 3 if picture.pixels is None else picture.pixels.shape[2]
     return {} if count == 3 else {"channels": bytes([count])}
+
+
+def suffix_entry(picture: Picture) -> dict[str, bytes]:
+    """What the table says of the suffix of a picture without a name, if it can be written and does not go without
+    saying."""
+    own = picture.suffix
+    said = picture.name or own == suffix_of(picture.metadata.get("frame", b"")) or own.lower() not in SUFFIXES
+    return {} if said else {"suffix": own.encode()}
 
 
 def checksum(images: Sequence[np.ndarray]) -> int:
@@ -230,7 +241,7 @@ def pixels_of(entry: Entry, file: bytes, kind: str) -> np.ndarray:
 
 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None, low: bytes) -> Picture:
-    metadata = {key: value for key, value in entry.metadata.items() if key not in OF_PIXELS}
+    metadata = {key: value for key, value in entry.metadata.items() if key not in OF_TABLE}
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
@@ -239,7 +250,8 @@ def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None,
             pixels = with_channels(pixels, entry.metadata["channels"][0])
     if pixels is not None and entry.depth:
         pixels = depth.joined(pixels, Depth(entry.depth, low))
-    data, suffix = (file, entry.suffix) if file is not None and entry.original else (b"", ".png")
+    data = file if file is not None and entry.original else b""
+    suffix = entry.suffix if data else ".png" if entry.name else suffix_alone(entry)
     return Picture(entry.name, pixels, data, suffix, entry.width, entry.height, metadata, entry.modified)
 
 

@@ -45,9 +45,10 @@ class Stack:
 
         Frequencies are positive and need not be normalised; the smallest must exceed 2^-23 of their sum: of smaller
         ones constriction 0.5 may find a probability of zero, and panics. Returns what each symbol costs: float32 (N,)
-        in bits.
+        in bits. Raises MemoryError where the stack cannot grow.
         """
         if len(symbols):
+            np.empty(2 * (self.bits // 32 + len(symbols)), np.uint32)  # constriction would end the process instead
             self._coder.encode_reverse(np.ascontiguousarray(symbols, np.int32), self._model, frequencies)
         return symbol_bits(frequencies, symbols)
 

@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 MAGIC = b"\x89VDZ\r\n\x1a\n"
 VERSION = 1
-KEYS = ("icc", "exif", "xmp", "side_info", "frame", "alpha", "channels", "depth")  # a key's code is its position
+KEYS = (  # a key's code is its position
+    "icc", "exif", "xmp", "side_info", "frame", "alpha", "channels", "suffix", "depth",
+)  # fmt: skip
 MAX_TABLE = 1 << 26  # bytes of a table or an index, unpacked
 MAX_NAMES = 1 << 24  # bytes of a table that are names
 MAX_NAME = 1 << 12  # characters
@@ -43,6 +45,7 @@ _RAW, _DEFLATE, _LZMA = 0, 1, 2  # how a table is packed
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 _DIGEST_BYTES = 16
 _LOW = struct.Struct("<Q")  # bytes of the file with the bits below the highest eight
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,15}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -184,13 +187,16 @@ def check_entry(entry: Entry, alone: bool) -> None:
         require((entry.file_bytes, entry.suffix, entry.original) == (0, "", False), "table: a coded image with a file")
     else:
         require(entry.file_bytes > 0, "table: an empty file")
-        require(re.fullmatch(r"\.[A-Za-z0-9]{1,15}", entry.suffix) is not None, "table: impossible suffix")
+        require(_SUFFIX.fullmatch(entry.suffix) is not None, "table: impossible suffix")
         require("side_info" not in entry.metadata, "table: side information of a stored file")
     count = entry.metadata.get("channels", b"\1")
     require(not entry.coded or "channels" not in entry.metadata, "table: channels of a coded image twice")
     require(len(count) == 1 and 1 <= count[0] <= 4, "table: impossible channels")
     depth = entry.metadata.get("depth", bytes(_LOW.size + 1))
     require(len(depth) > _LOW.size and ("depth" not in entry.metadata or not entry.original), "table: impossible depth")
+    own = entry.metadata.get("suffix", b".png").decode("latin-1")
+    require(_SUFFIX.fullmatch(own) is not None, "table: impossible suffix")
+    require(not (entry.name and "suffix" in entry.metadata), "table: a suffix beside a name")
     require(entry.channels in (2, 4) or "alpha" not in entry.metadata, "table: transparency of an opaque image")
 
 
@@ -374,6 +380,11 @@ class Reader:
             check_entry(entry, alone=len(entries) == 1)
         check_images(found, entries)
         return entries
+
+    def model(self, found: Found) -> str:
+        """The name of the model of a segment, from its table alone; empty where it has none. Raises FormatError."""
+        name: str = _fields(self._table(found)[0])[1]
+        return name
 
     def segment(self, found: Found) -> Segment:
         """A whole segment; raises FormatError if it is damaged."""

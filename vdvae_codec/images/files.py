@@ -61,7 +61,7 @@ class Picture:
     name: str  # path with slashes, below a folder; empty for a single image
     pixels: np.ndarray | None
     data: bytes  # the file itself; empty for pixels without a file
-    suffix: str  # of the file's name, or else of its format; with the dot
+    suffix: str  # of the file's name, or else of its format, or of what it is to become; with the dot
     width: int
     height: int
     metadata: dict[str, bytes]  # the frame (``images.frame``), or icc, exif and xmp, where present
@@ -71,8 +71,8 @@ class Picture:
     def to_bytes(self, suffix: str | None = None) -> tuple[bytes, str]:
         """An image file and its suffix: the file itself where there is one, else pixels and metadata as ``suffix``.
 
-        By default that of the file that it was, if there is a frame of it, else .png. Raises ImageError for another
-        suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
+        By default that of the file that it was, if there is a frame of it, else ``self.suffix``. Raises ImageError for
+        another suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
         """
         if self.data:
             if suffix is not None and suffix.lower() != self.suffix.lower():
@@ -83,7 +83,7 @@ class Picture:
             raise ImageError(f"{self.name or 'the image'}: neither a file nor pixels")
         frame = self.metadata.get("frame", b"")
         if not frame:
-            suffix = (suffix or ".png").lower()
+            suffix = suffix or self.suffix
             return write_image(self.pixels, self.metadata, suffix), suffix
         own = suffix_of(frame)
         if same_format(suffix or own, own):
@@ -164,10 +164,10 @@ no_limits = _NoLimits()
 
 @contextmanager
 def _naming(name: str | Path) -> Iterator[None]:
-    """Turns whatever Pillow and its plug-ins raise into a one-line ImageError."""
+    """Turns whatever Pillow and its plug-ins raise, but for want of memory, into a one-line ImageError."""
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image file that can be read") from error
@@ -373,6 +373,8 @@ def encode(pixels: np.ndarray, format: str, metadata: dict[str, bytes], options:
         elif format == "TIFF":
             keys["exif"] = _tiff_tags(metadata)
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format, **keys, **options)
+    except MemoryError:
+        raise
     except Exception as error:
         raise ImageError(f"cannot write the image as {format} ({' '.join(str(error).split())})") from error
     return out.getvalue()

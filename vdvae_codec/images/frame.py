@@ -190,7 +190,7 @@ def _indexed_png(frame: bytes, pixels: np.ndarray) -> bytes:
     if not np.array_equal(known[place], packed):
         raise ValueError("colours that the palette has not")
     out = BytesIO()
-    image = Image.fromarray(first[place].astype(np.uint8), "P")
+    image = Image.fromarray(first[place].astype(np.uint8))
     image.putpalette(bytes(3 * 2**depth))
     image.save(out, "PNG", compress_level=4, bits=depth)
     head, *body = chunks(out.getvalue())

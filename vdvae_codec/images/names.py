@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vdvae_codec.errors import FormatError, ImageError
@@ -12,6 +13,7 @@ from vdvae_codec.images.files import SUFFIXES, is_image_suffix, same_format
 from vdvae_codec.images.frame import suffix_of
 
 LONGEST = 255  # bytes of a file's name, on most systems
+DEEP_SUFFIXES = (".png",)  # of formats that are written with 16 bits a sample
 PLAIN_SUFFIXES = (".bmp", ".ppm", ".pgm")  # of formats that carry no metadata
 
 
@@ -28,7 +30,19 @@ def is_single(reader: Reader) -> bool:
 def single_suffix(reader: Reader) -> str:
     """Of the file that the only image of a .vdz becomes by default. Raises FormatError and ImageError."""
     (entry,) = reader.entries(reader.segments[0])
-    return entry.suffix if entry.original else suffix_of(entry.metadata.get("frame", b""))
+    return suffix_alone(entry)
+
+
+def suffix_alone(entry: Entry) -> str:
+    """Of the file that an image without a name becomes: what ``file_name`` makes of the suffix that its file had.
+
+    Raises ImageError for what no frame says.
+    """
+    if entry.original:
+        return entry.suffix
+    suffix_of(entry.metadata.get("frame", b""))
+    own = entry.metadata.get("suffix", b"").decode()
+    return PurePosixPath(file_name(replace(entry, name=f"image{own}"))).suffix
 
 
 def file_names(reader: Reader) -> dict[str, str]:
@@ -51,8 +65,8 @@ def file_name(entry: Entry) -> str:
         with suppress(ImageError):  # what no frame says is found when the image is decoded
             return entry.name if same_format(own, suffix_of(frame)) else entry.name + suffix_of(frame)
     count = entry.pixel_channels
-    rich = count in (2, 4) or entry.metadata.keys() - {"side_info", "channels"}
-    keeps = own in SUFFIXES and (own != ".pgm" or count == 1) and not (rich and own in PLAIN_SUFFIXES)
+    rich = count in (2, 4) or entry.metadata.keys() - {"side_info", "channels", "suffix"}
+    keeps = own in (DEEP_SUFFIXES if entry.depth else SUFFIXES) and (own != ".pgm" or count == 1) and not (rich and own in PLAIN_SUFFIXES)
     return entry.name if keeps else entry.name + ".png"
 
 

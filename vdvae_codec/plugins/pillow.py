@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, ImageSequence, PngImagePlugin
 import vdvae_codec
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.vdz import Entry, Reader, is_vdz
-from vdvae_codec.images.files import INFO, Picture, deep, opened, read_picture
+from vdvae_codec.images.files import INFO, Picture, deep, no_limits, opened, read_picture
 from vdvae_codec.images.frame import XMP, blank, is_indexed, is_inks, suffix_of
 
 FORMAT = "VDVAE"
@@ -44,13 +44,15 @@ class VdzImageFile(ImageFile.ImageFile):
 
     ``Image.open`` and ``seek`` read tables, and of an image that was stored as a file that file's header. ``info`` has
     icc_profile, exif and xmp, and the ``name`` of an archive's image. Colours of 16 bits have mode RGB, as Pillow opens
-    them elsewhere, with their highest 8 bits; grey has I;16. Of a stored animation the first frame is shown.
-    Raises OSError, as Pillow does, for what is damaged.
+    them elsewhere, with their highest 8 bits; grey has I;16. An animation or pages that were stored as a file have the
+    frames and the info of that file, of which each image of a larger archive shows the first. Raises OSError, as Pillow
+    does, for what is damaged.
     """
 
     format = FORMAT
     format_description = "vdvae-codec"
     _frame = _loaded = 0  # the frame that is shown, and the one whose pixels are there
+    _film: Image.Image | None = None  # the stored file of several frames
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -60,12 +62,28 @@ class VdzImageFile(ImageFile.ImageFile):
             self._segment = lru_cache(1)(self._reader.segment)
             self._archive: Any = None  # opened when the first frame is decoded
             self.n_frames = self._reader.starts[-1]
-            self.is_animated = self.n_frames > 1
             self._show(0)
+            if self.n_frames == 1 and self._entries(self._reader.segments[0])[0].original:
+                self._film = _film(self._stored(0, 0), self.info.get("name", "the image"))
+                self.n_frames = getattr(self._film, "n_frames", 1)
+            self.is_animated = self.n_frames > 1
         self.tile, self._loaded = [], -1  # no part of the file is for Pillow's own decoders
 
+    def _stored(self, segment: int, place: int) -> bytes:
+        """The file that an image was stored as. Raises FormatError."""
+        file = list(self._segment(self._reader.segments[segment]).files())[place]
+        assert file is not None
+        return file
+
     def _show(self, frame: int) -> None:
-        """Size, mode and info of a frame. Raises FormatError or ImageError."""
+        """Size, mode and info of a frame. Raises FormatError, ImageError, or what Pillow does."""
+        if self._film is not None:
+            if frame < self._film.tell():  # which Pillow's APNG cannot always
+                self._film = _reopened(self._stored(0, 0), self._film.format or "")
+            self._film.seek(frame)
+            self._frame = frame
+            self._show_film()
+            return
         segment, place = self._reader.place(frame)
         found = self._reader.segments[segment]
         entry = self._entries(found)[place]
@@ -74,14 +92,19 @@ class VdzImageFile(ImageFile.ImageFile):
         if count and not _indexed_mode(entry):
             self._mode, self.info = _mode(entry, count), _info(entry, count)
         else:
-            file = list(self._segment(found).files())[place]
-            assert file is not None
-            with opened(file, entry.name) as image:
+            with opened(self._stored(segment, place), entry.name) as image:
                 _require_size(image, self._size)
                 self._mode = _indexed_mode(entry) or image.mode
                 self.info = dict(image.info) if entry.original else _info(entry, count or len(image.getbands()))
         if entry.name:
             self.info["name"] = entry.name
+
+    def _show_film(self) -> None:
+        assert self._film is not None
+        name, self.info = self.info.get("name"), dict(self._film.info)
+        self._size, self._mode = self._film.size, self._film.mode
+        if name is not None:
+            self.info["name"] = name
 
     def seek(self, frame: int) -> None:
         """Shows another frame; EOFError if there is none."""
@@ -111,6 +134,10 @@ class VdzImageFile(ImageFile.ImageFile):
 
     def _decoded(self, model: str | None) -> Image.Image:
         """Raises FormatError, ImageError or ModelError."""
+        if self._film is not None:
+            self._film.load()
+            self._show_film()  # some formats say how long a frame lasts when it is decoded
+            return self._film.copy()
         if self._archive is None or model is not None:
             self._archive = vdvae_codec.open_archive(cast(BinaryIO, self.fp), model=model)
         picture: Picture = self._archive[self._frame]
@@ -131,6 +158,20 @@ class VdzImageFile(ImageFile.ImageFile):
             for found in self._reader.segments:
                 self._reader.segment(found)
         super().verify()
+
+
+def _film(file: bytes, name: str) -> Image.Image | None:
+    """A file of several frames, from its first one on; None for any other. Raises ImageError."""
+    with opened(file, name) as image:
+        format = image.format or ""
+        if getattr(image, "n_frames", 1) == 1 or image.tell() > 0:  # layers are numbered from 1
+            return None
+    return _reopened(file, format)
+
+
+def _reopened(file: bytes, format: str) -> Image.Image:
+    with no_limits:
+        return Image.open(BytesIO(file), formats=(format,))
 
 
 def _require_size(image: Image.Image, size: tuple[int, int]) -> None:
