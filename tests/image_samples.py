@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
+from vdvae_codec.images.frame import SIGNATURE, chunks
 from vdvae_codec.transforms.ycc import CONVERSIONS
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -180,3 +181,27 @@ def scanned(photo: np.ndarray) -> np.ndarray:
 def stretched(photo: np.ndarray) -> np.ndarray:
     """Of more contrast, so that levels are missing."""
     return ((photo.astype(float) - 20) * 1.3).round().clip(0, 255).astype(np.uint8)
+
+
+AROUND = {
+    "cICP": b"\x0c\x0d\0\1", "gAMA": struct.pack(">I", 100_000), "cHRM": bytes(32), "sBIT": b"\5\6\5",
+    "pHYs": struct.pack(">IIB", 11811, 11811, 1), "tIME": b"\x07\xea\x0b\x1b\x0c\0\0", "bKGD": bytes(6),
+    "tEXt": b"Title\0of a photograph", "zTXt": b"Comment\0\0" + zlib.compress(b"a comment"),
+    "iTXt": "Author\0\0\0\0\0wer auch immer, \u00e4".encode(), "prVt": b"of some program",
+}  # fmt: skip
+
+
+def with_chunks(data: bytes, before: dict[str, bytes], after: dict[str, bytes], tail: bytes = b"") -> bytes:
+    """A PNG with more chunks before and behind its pixels, and bytes behind its end."""
+
+    def packed(kind: bytes, contents: bytes) -> bytes:
+        return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+
+    parts = [SIGNATURE]
+    first = True
+    for kind, contents in chunks(data):
+        if kind == b"IDAT" and first:
+            parts += [packed(k.encode(), c) for k, c in before.items()]
+            first = False
+        parts.append(packed(kind, contents))
+    return b"".join([*parts, *(packed(k.encode(), c) for k, c in after.items()), packed(b"IEND", b""), tail])

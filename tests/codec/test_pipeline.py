@@ -9,7 +9,20 @@ from io import BytesIO
 import numpy as np
 import pytest
 from codec_samples import coast_crops, png, screenshot
-from image_samples import CODABLE, DEEP, FILES_ONLY, ICC, INDEXED, INKS, TRANSPARENT, XMP, decoded, exif, scanned, stretched
+from image_samples import (
+    CODABLE,
+    DEEP,
+    FILES_ONLY,
+    ICC,
+    INDEXED,
+    INKS,
+    TRANSPARENT,
+    XMP,
+    decoded,
+    exif,
+    scanned,
+    stretched,
+)
 from PIL import Image
 
 from vdvae_codec import transforms

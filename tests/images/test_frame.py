@@ -1,38 +1,13 @@
 import dataclasses
-import struct
-import zlib
 
 import numpy as np
 import pytest
-from image_samples import CODABLE, GREY, ICC, RGB, natural, saved
+from image_samples import AROUND, CODABLE, GREY, ICC, RGB, natural, saved, with_chunks
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.classical import best_file
 from vdvae_codec.images.files import Picture, read_picture
-from vdvae_codec.images.frame import SIGNATURE, chunks, framed
-
-AROUND = {
-    "cICP": b"\x0c\x0d\0\1", "gAMA": struct.pack(">I", 100_000), "cHRM": bytes(32), "sBIT": b"\5\6\5",
-    "pHYs": struct.pack(">IIB", 11811, 11811, 1), "tIME": b"\x07\xea\x0b\x1b\x0c\0\0", "bKGD": bytes(6),
-    "tEXt": b"Title\0of a photograph", "zTXt": b"Comment\0\0" + zlib.compress(b"a comment"),
-    "iTXt": "Author\0\0\0\0\0wer auch immer, \u00e4".encode(), "prVt": b"of some program",
-}  # fmt: skip
-
-
-def with_chunks(data: bytes, before: dict[str, bytes], after: dict[str, bytes], tail: bytes = b"") -> bytes:
-    """A PNG with more chunks before and behind its pixels, and bytes behind its end."""
-
-    def packed(kind: bytes, contents: bytes) -> bytes:
-        return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
-
-    parts = [SIGNATURE]
-    first = True
-    for kind, contents in chunks(data):
-        if kind == b"IDAT" and first:
-            parts += [packed(k.encode(), c) for k, c in before.items()]
-            first = False
-        parts.append(packed(kind, contents))
-    return b"".join([*parts, *(packed(k.encode(), c) for k, c in after.items()), packed(b"IEND", b""), tail])
+from vdvae_codec.images.frame import chunks, framed
 
 
 def decoded(picture: Picture) -> Picture:

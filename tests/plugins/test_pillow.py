@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_samples import CODABLE, FILES_ONLY, ICC, INDEXED, RGB, TRANSPARENT, XMP, exif, saved
+from image_samples import CODABLE, DEEP, FILES_ONLY, ICC, INDEXED, INKS, RGB, TRANSPARENT, XMP, exif, saved
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 import vdvae_codec
@@ -20,7 +20,9 @@ from vdvae_codec.codec.store import Released
 from vdvae_codec.errors import ImageError
 from vdvae_codec.format.vdz import Reader, Writer
 
-FILES = CODABLE | TRANSPARENT | INDEXED | {name: data for name, data in FILES_ONLY.items() if name.endswith(".png")}
+PNGS = {name: data for name, data in FILES_ONLY.items() if name.endswith(".png")}
+UNSCALED = {name: data for name, data in DEEP.items() if not name.startswith("deep.")}  # Pillow scales samples of PPMs
+FILES = CODABLE | UNSCALED | INKS | TRANSPARENT | INDEXED | PNGS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def archive(tiny_model: Released, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_look_as_they_did(name: str, tiny_model: Released, tiny_folder: Path) -> None:
-    assert len(FILES) == 37
+    assert len(FILES) == 42
     vdz = vdvae_codec.compress(FILES[name], model=tiny_model, fallback=False)
     with Image.open(BytesIO(vdz)) as image, Image.open(BytesIO(FILES[name])) as expected:
         assert (image.format, image.get_format_mimetype()) == ("VDVAE", "image/x-vdz")

@@ -66,7 +66,8 @@ def file_name(entry: Entry) -> str:
             return entry.name if same_format(own, suffix_of(frame)) else entry.name + suffix_of(frame)
     count = entry.pixel_channels
     rich = count in (2, 4) or entry.metadata.keys() - {"side_info", "channels", "suffix"}
-    keeps = own in (DEEP_SUFFIXES if entry.depth else SUFFIXES) and (own != ".pgm" or count == 1) and not (rich and own in PLAIN_SUFFIXES)
+    plain = own in PLAIN_SUFFIXES and (rich or (own == ".pgm" and count > 1))
+    keeps = own in (DEEP_SUFFIXES if entry.depth else SUFFIXES) and not plain
     return entry.name if keeps else entry.name + ".png"
 
 

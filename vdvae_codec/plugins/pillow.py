@@ -145,8 +145,9 @@ class VdzImageFile(ImageFile.ImageFile):
         if pixels is not None and is_inks(frame):
             return Image.frombytes("CMYK", pixels.shape[1::-1], (~pixels).tobytes())
         if pixels is not None and not is_indexed(frame):
-            shown = pixels[..., 0] if pixels.shape[2] == 1 else pixels >> 8 if deep(pixels) else pixels
-            return Image.fromarray(shown if shown.ndim == 2 else shown.astype(np.uint8))
+            if deep(pixels) and pixels.shape[2] > 1:
+                return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGBA" if pixels.shape[2] == 2 else None)
+            return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         with opened(picture.to_bytes()[0], picture.name) as image:
             _require_size(image, self._size)
             image.load()
@@ -181,10 +182,10 @@ def _require_size(image: Image.Image, size: tuple[int, int]) -> None:
 
 
 def _mode(entry: Entry, count: int) -> str:
-    """Of ``count`` channels; Pillow has no colours of 16 bits, and shows the highest 8."""
+    """Of ``count`` channels; of 16 bits as Pillow has those of a PNG."""
     if is_inks(entry.metadata.get("frame", b"")):
         return "CMYK"
-    return "I;16" if entry.depth and count == 1 else ("L", "LA", "RGB", "RGBA")[count - 1]
+    return (("I;16", "RGBA", "RGB", "RGBA") if entry.depth else ("L", "LA", "RGB", "RGBA"))[count - 1]
 
 
 def _indexed_mode(entry: Entry) -> str:
