@@ -18,7 +18,7 @@ from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
 from vdvae_codec.images.files import Picture, file_pixels, is_image_suffix, opaque, with_channels
-from vdvae_codec.images.frame import is_indexed
+from vdvae_codec.images.frame import is_exact, is_indexed
 from vdvae_codec.transforms import Coded
 
 SMALL_PIXELS = 2**16  # images up to this size are tried by classical coders more readily ...
@@ -283,8 +283,10 @@ def verify(
 
 
 def is_same(picture: Picture, decoded: Picture) -> bool:
-    """Whether a decoded picture is what was coded: the same file, or the same pixels."""
+    """Whether a decoded picture is what was coded: the same file, or the same pixels where no file is promised."""
     if decoded.data:
         return decoded.data == picture.data
+    if picture.data and is_exact(picture.metadata.get("frame", b"")):
+        return decoded.to_bytes()[0] == picture.data
     pixels = file_pixels(picture.data) if picture.pixels is None else picture.pixels
     return decoded.pixels is not None and np.array_equal(decoded.pixels, pixels)

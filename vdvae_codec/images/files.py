@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.carried import holds_more
-from vdvae_codec.images.frame import colours_of, frame_of, framed, lost_elsewhere, suffix_of
+from vdvae_codec.images.frame import colours_of, frame_of, framed, is_exact, loose, lost_elsewhere, suffix_of
 
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, int]] = {  # by Pillow's name of the format
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
 _MODES = ("L", "LA", "RGB", "RGBA")
+NOT_EXACT = "kept as it is, since its pixels do not give the very file again"
 _SAME = {".tiff": ".tif"}  # suffixes of one format
 _MAX_FRAME = 1 << 24  # bytes; a file that has more is kept as it is
 _PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
@@ -65,11 +66,13 @@ class Picture:
     modified: int | None = None  # seconds since 1970
     notice: str = ""  # what a person should know of the file
 
-    def to_bytes(self, suffix: str | None = None) -> tuple[bytes, str]:
+    def to_bytes(self, suffix: str | None = None, exact: bool = True) -> tuple[bytes, str]:
         """An image file and its suffix: the file itself where there is one, else pixels and metadata as ``suffix``.
 
         By default that of the file that it was, if there is a frame of it, else .png. Raises ImageError for another
-        suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
+        suffix than the file's, for what would lose what a frame holds, and as ``write_image``; DeflateError where this
+        machine does not give the bytes that an exact frame promises, unless ``exact`` is False: then a PNG with other
+        IDATs will do.
         """
         if self.data:
             if suffix is not None and suffix.lower() != self.suffix.lower():
@@ -84,7 +87,7 @@ class Picture:
             return write_image(self.pixels, self.metadata, suffix), suffix
         own = suffix_of(frame)
         if same_format(suffix or own, own):
-            return framed(frame, self.pixels), suffix or own
+            return framed(frame if exact else loose(frame), self.pixels), suffix or own
         suffix = (suffix or own).lower()
         if lost := lost_elsewhere(frame):
             raise ImageError(
@@ -108,7 +111,7 @@ class Picture:
         frame = self.metadata.get("frame", b"")
         if not frame or self.pixels is None:
             return self.metadata
-        with opened(framed(frame, self.pixels), self.name or "the image") as image:
+        with opened(framed(loose(frame), self.pixels), self.name or "the image") as image:
             image.load()  # chunks of a PNG may lie behind its pixels
             return _portable(image)
 
@@ -253,11 +256,12 @@ def is_file(path: Path) -> bool:
         return True
 
 
-def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
+def read_picture(data: bytes, name: str, modified: int | None = None, *, exact_file: bool = False) -> Picture:
     """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
 
     ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 bits a sample, with transparency or
-    without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds.
+    without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds. With
+    ``exact_file`` only where the file's very bytes can be made of these.
     """
     with opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
@@ -269,8 +273,11 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
         try:
             if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and image.format == "PNG":
                 pixels = colours_of(data, _pixels(image))
-            frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
-            if frame is not None and len(frame) <= _MAX_FRAME:
+            framing = pixels is not None or image.format == "PNG"
+            frame = frame_of(data, suffix, pixels, tiles, exact_file) if framing else None
+            if exact_file and pixels is not None and not is_exact(frame or b""):
+                pixels, notice = None, NOT_EXACT
+            elif frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
             elif pixels is not None and (frame is not None or _holds_more(image, data, metadata)):
                 pixels = None
