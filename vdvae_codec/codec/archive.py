@@ -203,7 +203,7 @@ class Folder:
                 self._failed(str(error))
         if kept:
             names = ", ".join(kept[:SHOWN]) + ", ..." * (len(kept) > SHOWN)
-            self._notice(f"{self._folder}: {len(kept)} images, of each: {NOT_EXACT}: {names}")
+            self._notice(f"{self._folder}: {len(kept)} images, each {NOT_EXACT}: {names}")
 
 
 def write(

@@ -82,7 +82,7 @@ def improved(
         file = smaller_file(pictures[n], our_bytes) if fallback else None
         if file is not None:
             smaller[n] = file
-            saved_bytes += our_bytes - len(file[0])
+            saved_bytes += our_bytes + around_bytes(pictures[n], file[0]) - len(file[0])
     return better, smaller, saved_bytes
 
 
@@ -141,7 +141,8 @@ def encode_words(coded: Sequence[Planes], released: Released, helpers: Helpers) 
 
 
 def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None:
-    """The smallest file of another format, and its suffix, if it has fewer bytes than ours; None if it has not.
+    """The smallest file of another format, and its suffix, if it has fewer bytes than ours; None if it has not. The
+    input itself needs no metadata, which are of ours then.
 
     The thorough classical coders are tried where a quick one says that they may win. A JPEG's own bytes would always
     win, but storing them is no compression: its pixels are coded like any others.
@@ -152,10 +153,16 @@ def smaller_file(picture: Picture, our_bytes: float) -> tuple[bytes, str] | None
     count = picture.width * picture.height
     limit = our_bytes * (TRY_SMALL_WITHIN if count <= SMALL_PIXELS else TRY_WITHIN)
     quick = rough_size if count <= ROUGH_PIXELS else quick_size
-    if (not picture.data or len(picture.data) >= limit) and quick(pixels) >= limit:
+    around = around_bytes(picture, picture.data)
+    if (not picture.data or len(picture.data) >= limit + around) and quick(pixels) >= limit:
         return None
     data, suffix = best_file(picture)
-    return (data, suffix) if len(data) < our_bytes else None
+    return (data, suffix) if len(data) < our_bytes + around_bytes(picture, data) else None
+
+
+def around_bytes(picture: Picture, data: bytes) -> int:
+    """Of the table, what it needs no more if ``data`` is stored: the metadata, if it is the input itself."""
+    return sum(len(zlib.compress(value)) for value in picture.metadata.values()) if data is picture.data else 0
 
 
 def coded_entry(picture: Picture, planes: Planes) -> Entry:

@@ -20,8 +20,10 @@ from vdvae_codec.images.scanlines import KINDS, filtered, kinds_in, least, scanl
 Writer = Callable[[int], bytes]  # Pillow's own zlib stream of the samples at a level
 _HEAD = struct.Struct("<?I2s4BBHI")  # the fields of a recipe
 _RUN = struct.Struct("<II")  # bytes of an IDAT, and how many have them
-_LISTED = 7  # rule of filters that are told row by row; one below KINDS says that all rows have it
-_LEAST = {5: (0, 1, 2, 3, 4), 6: (0, 2, 1, 3, 4)}  # rules by least differences, of libpng and of Pillow
+_LISTED = 255  # rule of filters that are told row by row; one below KINDS says that all rows have it
+_PILLOW = 7
+# rules by least differences: of libpng, of Pillow with ``optimize`` and without
+_LEAST = {5: (0, 1, 2, 3, 4), 6: (0, 2, 1, 3, 4), _PILLOW: (0, 2, 1, 4)}
 _PILLOW_LEVELS = ((1, 0), (5, 4, 3, 2), (6,), (9, 8, 7))  # by FLEVEL of the header
 
 
@@ -137,8 +139,8 @@ def _rule(kinds: np.ndarray, passes: list[np.ndarray], step: int) -> int:
 
 
 def _pillow_filters(kinds: np.ndarray, passes: list[np.ndarray], step: int) -> bool:
-    """Whether they are those of Pillow's writer, which filters no palette."""
-    return not kinds.any() or np.array_equal(least(passes, _LEAST[6], step), kinds)
+    """Whether they are those of Pillow's writer, which filters no palette of 8 bits."""
+    return not kinds.any() or np.array_equal(least(passes, _LEAST[_PILLOW], step), kinds)
 
 
 def _kinds(rule: int, listed: bytes, passes: list[np.ndarray], step: int) -> np.ndarray:

@@ -103,12 +103,12 @@ def _predicted(rows: np.ndarray, above: np.ndarray, kind: int, step: int) -> np.
     if kind == 1:
         return left
     if kind == 3:
-        return ((left.astype(np.uint16) + above) >> 1).astype(np.uint8)
+        return np.asarray((left.astype(np.uint16) + above) >> 1, np.uint8)
     corner = _shifted(above, step)
     a, b, c = left.astype(np.int16), above.astype(np.int16), corner.astype(np.int16)
     to_left, to_above, to_corner = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
     by_above = np.where(to_above <= to_corner, above, corner)
-    return np.where((to_left <= to_above) & (to_left <= to_corner), left, by_above)
+    return np.asarray(np.where((to_left <= to_above) & (to_left <= to_corner), left, by_above))
 
 
 def _shifted(rows: np.ndarray, step: int) -> np.ndarray:

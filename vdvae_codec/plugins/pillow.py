@@ -22,7 +22,7 @@ import vdvae_codec
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.vdz import Entry, Reader, is_vdz
 from vdvae_codec.images.files import INFO, Picture, opened, read_picture
-from vdvae_codec.images.frame import XMP, blank, is_indexed, suffix_of
+from vdvae_codec.images.frame import XMP, blank, is_indexed, loose, suffix_of
 
 FORMAT = "VDVAE"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG holds exactly
@@ -114,7 +114,7 @@ class VdzImageFile(ImageFile.ImageFile):
         picture: Picture = self._archive[self._frame]
         if picture.pixels is not None and not is_indexed(picture.metadata.get("frame", b"")):
             return Image.fromarray(picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels)
-        with opened(picture.to_bytes()[0], picture.name) as image:
+        with opened(picture.to_bytes(exact=False)[0], picture.name) as image:
             _require_size(image, self._size)
             image.load()
             return image
@@ -138,7 +138,7 @@ def _indexed_mode(entry: Entry) -> str:
     frame = entry.metadata.get("frame", b"")
     if not is_indexed(frame):
         return ""
-    depth, kind = frame[1:3]
+    depth, kind = loose(frame)[1:3]
     return "P" if kind == 3 else "1" if depth == 1 else "L"
 
 
