@@ -7,9 +7,10 @@ import pytest
 from image_samples import CODABLE, GREY, ICC, RGB, natural, saved
 
 from vdvae_codec.errors import ImageError
+from vdvae_codec.images.chunks import SIGNATURE, chunks
 from vdvae_codec.images.classical import best_file
 from vdvae_codec.images.files import Picture, read_picture
-from vdvae_codec.images.frame import SIGNATURE, chunks, framed
+from vdvae_codec.images.frame import framed
 
 AROUND = {
     "cICP": b"\x0c\x0d\0\1", "gAMA": struct.pack(">I", 100_000), "cHRM": bytes(32), "sBIT": b"\5\6\5",

@@ -82,7 +82,7 @@ def decompress(
 
     A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
     shipped. Raises FormatError, ModelError or ImageError; of these DeflateError where the very bytes of a PNG were
-    promised (``exact_file``) and this machine's zlib or Pillow is another one: ``decompress_array`` has the pixels.
+    promised (``exact_file``) and this machine's zlib gives others: ``decompress_array`` has the pixels.
     """
     return _only_picture(vdz, model, device).to_bytes(suffix)[0]
 

@@ -271,16 +271,16 @@ def read_picture(data: bytes, name: str, modified: int | None = None, *, exact_f
         pixels = _pixels(image) if image.mode in _MODES and _is_still_8_bit(image, data) else None
         metadata, notice = _portable(image), ""
         try:
-            if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and image.format == "PNG":
+            is_png = image.format == "PNG"
+            if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and is_png:
                 pixels = colours_of(data, _pixels(image))
-            framing = pixels is not None or image.format == "PNG"
-            frame = frame_of(data, suffix, pixels, tiles, exact_file) if framing else None
-            if exact_file and pixels is not None and not is_exact(frame or b""):
-                pixels, notice = None, NOT_EXACT
-            elif frame is not None and len(frame) <= _MAX_FRAME:
+            frame = frame_of(data, suffix, pixels, tiles, exact_file) if pixels is not None or is_png else None
+            if frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
-            elif pixels is not None and (frame is not None or _holds_more(image, data, metadata)):
+            elif pixels is not None and (frame is not None or (not is_png and _holds_more(image, data, metadata))):
                 pixels = None
+            if exact_file and pixels is not None and not is_exact(metadata.get("frame", b"")):
+                pixels, notice = None, NOT_EXACT
         except ImageError as error:
             pixels, notice = None, f"{error}; kept as it is"
         return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified, notice)

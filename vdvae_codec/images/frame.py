@@ -16,7 +16,7 @@ from PIL import Image
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.chunks import CHUNK, SIGNATURE, chunk, chunks
-from vdvae_codec.images.exact import Writer, idats_of, is_interlaced, recipe_of, words_of
+from vdvae_codec.images.recipe import idats_of, is_interlaced, recipe_of, words_of
 
 CHUNKS, ROWS, INDEXED, EXACT = b"\0", b"\1", b"\2", b"\3"
 XMP = b"XML:com.adobe.xmp\0"
@@ -188,21 +188,13 @@ def _samples(frame: bytes, pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 def _indexed_png(frame: bytes, pixels: np.ndarray) -> bytes:
     samples, depth, kind = _samples(frame, pixels)
-    head, *body = chunks(_pillow_png(samples, depth, True, 4))
+    out = BytesIO()
+    image = Image.fromarray(samples[..., 0], "P")
+    image.putpalette(bytes(3 * 2**depth))
+    image.save(out, "PNG", compress_level=4, bits=depth)
+    head, *body = chunks(out.getvalue())
     own = head[1][:9] + bytes([kind]) + head[1][10:]  # of samples that are packed alike
     return _with_chunks((head[0], own), [c for c in body if c[0] == b"IDAT"], frame[_start(frame) :])
-
-
-def _pillow_png(samples: np.ndarray, depth: int, indexed: bool, level: int) -> bytes:
-    """Samples (H, W, C) uint8 as a PNG that Pillow writes at a level of zlib."""
-    out = BytesIO()
-    if indexed:
-        image = Image.fromarray(samples[..., 0], "P")
-        image.putpalette(bytes(3 * 2**depth))
-        image.save(out, "PNG", compress_level=level, bits=depth)
-    else:
-        Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(out, "PNG", compress_level=level)
-    return out.getvalue()
 
 
 def _exact_frame(data: bytes, frame: bytes, pixels: np.ndarray) -> bytes | None:
@@ -213,7 +205,7 @@ def _exact_frame(data: bytes, frame: bytes, pixels: np.ndarray) -> bytes | None:
     except (ValueError, KeyError):
         return None
     interlaced = data[28] == 1
-    recipe = recipe_of(idats, samples, depth, interlaced, _writer(samples, depth, is_indexed(frame)))
+    recipe = recipe_of(idats, samples, depth, interlaced)
     if recipe is None or _around(frame, pixels, depth, kind, interlaced, idats) != data:
         return None
     return EXACT + _RECIPE.pack(len(recipe)) + recipe + frame
@@ -230,16 +222,8 @@ def _recipe_and_frame(frame: bytes) -> tuple[bytes, bytes]:
 
 def _exact_png(recipe: bytes, frame: bytes, pixels: np.ndarray) -> bytes:
     samples, depth, kind = _samples(frame, pixels)
-    idats = idats_of(recipe, samples, depth, _writer(samples, depth, is_indexed(frame)))
+    idats = idats_of(recipe, samples, depth)
     return _around(frame, pixels, depth, kind, is_interlaced(recipe), idats)
-
-
-def _writer(samples: np.ndarray, depth: int, indexed: bool) -> Writer:
-    def stream(level: int) -> bytes:
-        png = _pillow_png(samples, depth, indexed, level)
-        return b"".join(contents for kind, contents in chunks(png) if kind == b"IDAT")
-
-    return stream
 
 
 def _around(
@@ -256,7 +240,9 @@ def _packed(colours: np.ndarray) -> np.ndarray:
 
 
 def _png(frame: bytes, pixels: np.ndarray) -> bytes:
-    head, *body = chunks(_pillow_png(pixels, 8, False, 4))
+    out = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, "PNG", compress_level=4)
+    head, *body = chunks(out.getvalue())
     return _with_chunks(head, body, frame)
 
 

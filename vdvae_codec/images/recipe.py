@@ -6,43 +6,40 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-from PIL import __version__ as pillow_version
 
 from vdvae_codec.errors import DeflateError
 from vdvae_codec.images.deflate import Settings, settings_of, stream_of
 from vdvae_codec.images.scanlines import KINDS, filtered, kinds_in, least, scanlines, size_of
 
-Writer = Callable[[int], bytes]  # Pillow's own zlib stream of the samples at a level
 _HEAD = struct.Struct("<?I2s4BBHI")  # the fields of a recipe
 _RUN = struct.Struct("<II")  # bytes of an IDAT, and how many have them
 _LISTED = 255  # rule of filters that are told row by row; one below KINDS says that all rows have it
-_PILLOW = 7
-# rules by least differences: of libpng, of Pillow with ``optimize`` and without
-_LEAST = {5: (0, 1, 2, 3, 4), 6: (0, 2, 1, 3, 4), _PILLOW: (0, 2, 1, 4)}
-_PILLOW_LEVELS = ((1, 0), (5, 4, 3, 2), (6,), (9, 8, 7))  # by FLEVEL of the header
+_LEAST = {5: (0, 1, 2, 3, 4), 6: (0, 2, 1, 3, 4), 7: (0, 2, 1, 4)}  # rules: of libpng, of Pillow's optimize, of Pillow
 
 
 class _Head(NamedTuple):
     interlaced: bool
     crc: int  # of the zlib stream
     header: bytes  # of the zlib stream
-    level: int
-    memory: int  # 0: Pillow's own writer at this level
+    level: int  # this and the next three: Settings
+    memory: int
     strategy: int
     window: int
     rule: int  # of filters
     runs: int  # of IDATs of one size
     tail: int  # bytes in the IDATs behind the zlib stream
 
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.level, self.memory, self.strategy, self.window)
 
-def recipe_of(
-    idats: Sequence[bytes], samples: np.ndarray, depth: int, interlaced: bool, writer: Writer
-) -> bytes | None:
+
+def recipe_of(idats: Sequence[bytes], samples: np.ndarray, depth: int, interlaced: bool) -> bytes | None:
     """By which ``idats_of`` makes the contents of the IDATs of a PNG from its samples (H, W, C), of ``depth`` bits;
     None where no settings that are tried do."""
     data = b"".join(idats)
@@ -59,12 +56,7 @@ def recipe_of(
     rule = _rule(kinds, passes, step)
     settings = settings_of(stream, rows)
     if settings is None:
-        if interlaced or not _pillow_filters(kinds, passes, step):
-            return None
-        levels = _PILLOW_LEVELS[stream[1] >> 6]
-        settings = next((Settings(level, 0, 0, 0) for level in levels if writer(level) == stream), None)
-        if settings is None:
-            return None
+        return None
     runs = [(size, len(list(same))) for size, same in groupby(map(len, idats))]
     if len(runs) >= 1 << 16:
         return None
@@ -73,21 +65,16 @@ def recipe_of(
     return b"".join([_HEAD.pack(*head), *(_RUN.pack(*run) for run in runs), tail, listed])
 
 
-def idats_of(recipe: bytes, samples: np.ndarray, depth: int, writer: Writer) -> list[bytes]:
+def idats_of(recipe: bytes, samples: np.ndarray, depth: int) -> list[bytes]:
     """Contents of the IDATs of samples (H, W, C). Raises ValueError or struct.error for what is no recipe of them,
-    DeflateError where this machine's zlib or Pillow gives other bytes than the one that the file was written with."""
+    DeflateError where this machine's zlib gives other bytes than the one that the recipe was found with."""
     head, runs, tail, listed = _parsed(recipe)
-    if head.memory:
-        passes, step = scanlines(samples, depth, head.interlaced), _step(samples, depth)
-        rows = filtered(passes, _kinds(head.rule, listed, passes, step), step)
-        stream = stream_of(head.header, rows, _settings(head))
-    else:
-        if not 0 <= head.level <= 9:
-            raise ValueError("no level of zlib")
-        stream = writer(head.level)
+    passes, step = scanlines(samples, depth, head.interlaced), _step(samples, depth)
+    rows = filtered(passes, _kinds(head.rule, listed, passes, step), step)
+    stream = stream_of(head.header, rows, head.settings)
     if zlib.crc32(stream) != head.crc:
-        which = f"zlib {zlib.ZLIB_RUNTIME_VERSION}" if head.memory else f"Pillow {pillow_version}"
-        raise DeflateError(f"{which} of this machine packs its pixels into other bytes than its file had")
+        version = zlib.ZLIB_RUNTIME_VERSION
+        raise DeflateError(f"zlib {version} of this machine deflates its pixels to other bytes than its file had")
     data = stream + tail
     if any(size == 0 for size, _ in runs) or sum(size * count for size, count in runs) != len(data):
         raise ValueError("IDATs of another size")
@@ -105,8 +92,6 @@ def words_of(recipe: bytes) -> str:
     """What a recipe says, for people. Raises ValueError or struct.error."""
     head, runs, _, listed = _parsed(recipe)
     count = sum(count for _, count in runs)
-    if not head.memory:
-        return f"Pillow's PNG of level {head.level}, IDATs {count}"
     filters = "listed" if listed else "by least differences" if head.rule in _LEAST else f"all {head.rule}"
     return (
         f"zlib of level {head.level}, memory {head.memory}, strategy {head.strategy}, window {head.window}; "
@@ -124,10 +109,6 @@ def _parsed(recipe: bytes) -> tuple[_Head, list[tuple[int, int]], bytes, bytes]:
     return head, runs, recipe[end : end + head.tail], recipe[end + head.tail :]
 
 
-def _settings(head: _Head) -> Settings:
-    return Settings(head.level, head.memory, head.strategy, head.window)
-
-
 def _step(samples: np.ndarray, depth: int) -> int:
     return max(1, int(samples.shape[2]) * depth // 8)
 
@@ -136,11 +117,6 @@ def _rule(kinds: np.ndarray, passes: list[np.ndarray], step: int) -> int:
     if (kinds == kinds[0]).all():
         return int(kinds[0])
     return next((r for r, order in _LEAST.items() if np.array_equal(least(passes, order, step), kinds)), _LISTED)
-
-
-def _pillow_filters(kinds: np.ndarray, passes: list[np.ndarray], step: int) -> bool:
-    """Whether they are those of Pillow's writer, which filters no palette of 8 bits."""
-    return not kinds.any() or np.array_equal(least(passes, _LEAST[_PILLOW], step), kinds)
 
 
 def _kinds(rule: int, listed: bytes, passes: list[np.ndarray], step: int) -> np.ndarray:
