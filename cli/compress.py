@@ -192,7 +192,7 @@ def notice_growth(path: Path, pictures: list[Picture] | Folder, report: Report) 
         size, more = report.grown_from_bytes, report.grown_to_bytes
         if report.grown:
             notice(f"{path}: {report.grown} JPEGs, whose {size} bytes hold their pixels already, take {more} bytes")
-    elif is_jpeg(pictures[0].data) and report.output_bytes > report.input_bytes:
+    elif is_jpeg(pictures[0].data) and pictures[0].pixels is not None and report.output_bytes > report.input_bytes:
         size, more = report.input_bytes, report.output_bytes
         notice(f"{path} is a JPEG: its {size} bytes hold these pixels already; the .vdz has {more}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from vdvae_codec.codec.archive import write
 from vdvae_codec.errors import DeflateError, VdvaeCodecError
 from vdvae_codec.images.chunks import SIGNATURE, chunk, chunks
 from vdvae_codec.images.files import read_picture
+from vdvae_codec.images.scanlines import filtered, scanlines
 
 KEPT = "kept as it is, since its pixels do not give the very file again"
 
@@ -86,6 +88,13 @@ def test_the_package_keeps_files_too(folder: Path, tmp_path: Path) -> None:
     data = (folder / "photo.png").read_bytes()
     assert vdvae_codec.decompress(vdvae_codec.compress(data, exact_file=True)) == data
     assert vdvae_codec.decompress(vdvae_codec.compress(data)) != data
+    kinds = np.random.default_rng(0).integers(0, 5, 4000, np.uint8)  # which cost more than the pixels
+    rows = filtered(scanlines(np.full((4000, 1, 3), 90, np.uint8), 8, False), kinds, 3)
+    head = struct.pack(">IIBBBBB", 1, 4000, 8, 2, 0, 0, 0)
+    tall = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b"")]
+    for file in (b"".join([SIGNATURE, *tall]), (folder / "sub" / "flat.png").read_bytes()):
+        packed = vdvae_codec.compress(file, exact_file=True)
+        assert len(packed) < len(file) + 100 and vdvae_codec.decompress(packed) == file
     vdvae_codec.write_archive([("a.png", data), ("b", RGB)], tmp_path / "x.vdz", exact_file=True)
     with vdvae_codec.open_archive(tmp_path / "x.vdz") as archive:
         assert archive["a.png"].to_bytes()[0] == data and np.array_equal(archive["b"].to_array(), RGB)
