@@ -37,3 +37,5 @@ def cat(file: Path, name: str | None, model: str | None, device: str) -> None:
         if not found:
             raise click.ClickException(f"{file}: {'; '.join(lost) or f'holds no image {name}'}")
         write_output(STREAM, found[0][1], force=False)
+        if lost:
+            raise click.ClickException(f"{file}: {lost[0]}")

@@ -64,6 +64,9 @@ SHOWN = 5  # names in a notice
 @click.option("--no-verify", is_flag=True, help="Do not decode the result and compare every pixel.")
 @click.option("--no-fallback", is_flag=True,
               help="Store the model's coding even where WebP, PNG or the file itself is smaller.")
+@click.option("--exact-file", is_flag=True,
+              help="Keep the very bytes of each file: of a PNG how its rows were filtered and deflated; of what is not "
+                   "found thus, and of JPEG, WebP and compressed TIFF, the file as it is.")
 @click.option("--segment", type=click.IntRange(1), default=10_000, show_default=True, metavar="IMAGES",
               help="Most images of a folder's archive that one damaged byte costs, and that are decoded at once.")
 @click.option("--rm", is_flag=True,
@@ -74,7 +77,7 @@ SHOWN = 5  # names in a notice
 @json_option()
 def compress(
     inputs: tuple[Path, ...], output: Path | None, apart: bool, model: str, device: str, jobs: int, no_verify: bool,
-    no_fallback: bool, segment: int, rm: bool, skip_existing: bool, force: bool, as_json: bool,
+    no_fallback: bool, exact_file: bool, segment: int, rm: bool, skip_existing: bool, force: bool, as_json: bool,
 ) -> None:
     """Compress images losslessly to .vdz files beside them; a folder becomes one archive with all its images.
 
@@ -92,7 +95,7 @@ def compress(
         refuse_existing(out, force, inputs)
         source = stat_of(path)
         failed, fail = collected()
-        pictures = folder_pictures(path, fail) if path.is_dir() else one_picture(path)
+        pictures = folder_pictures(path, fail, exact_file) if path.is_dir() else one_picture(path, exact_file)
         from vdvae_codec.codec.archive import write
 
         begun = time.perf_counter()
@@ -147,21 +150,21 @@ def outputs(
         yield image, (output or path) / image.relative_to(path).with_suffix(".vdz")
 
 
-def one_picture(path: Path) -> list[Picture]:
+def one_picture(path: Path, exact_file: bool = False) -> list[Picture]:
     """The image of a file or of stdin, without a name and a time."""
     from vdvae_codec.images.files import read_picture
 
-    picture = read_picture(read_input(path), str(path))
+    picture = read_picture(read_input(path), str(path), exact_file=exact_file)
     if picture.notice:
         notice(f"{path}: {picture.notice}")
     return [dataclasses.replace(picture, name="")]
 
 
-def folder_pictures(path: Path, fail: Callable[[str], None]) -> Folder:
+def folder_pictures(path: Path, fail: Callable[[str], None], exact_file: bool = False) -> Folder:
     """The images of a folder; a notice says what else is there."""
     from vdvae_codec.codec.archive import Folder
 
-    folder = Folder(path, fail, notice)
+    folder = Folder(path, fail, notice, exact_file=exact_file)
     notice_others(folder.others, "not in the archive")
     return folder
 
@@ -191,7 +194,7 @@ def notice_growth(path: Path, pictures: list[Picture] | Folder, report: Report) 
         size, more = report.grown_from_bytes, report.grown_to_bytes
         if report.grown:
             notice(f"{path}: {report.grown} JPEGs, whose {size} bytes hold their pixels already, take {more} bytes")
-    elif is_jpeg(pictures[0].data) and report.output_bytes > report.input_bytes:
+    elif is_jpeg(pictures[0].data) and pictures[0].pixels is not None and report.output_bytes > report.input_bytes:
         size, more = report.input_bytes, report.output_bytes
         notice(f"{path} is a JPEG: its {size} bytes hold these pixels already; the .vdz has {more}")
 

@@ -72,13 +72,13 @@ def decompress(
     """Decode .vdz files to images, bit for bit what was compressed, in the format that they had or that the output's
     suffix says.
 
-    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels, compressed TIFF and
-    WebP as files of these formats, and images that no model can code (16 bits, animations) as the files they were, all
-    under the suffix that they had, upper or lower case. Pixels of JPEG become PNG, with .png behind the names in an
-    archive. An archive becomes a folder, by default beside it, with the names and times
-    that its images had; a single file has the permissions and times of its .vdz. A folder stands for all .vdz files
-    below it, whose images get into the same folders below -o. A format that cannot hold what a file held beside its
-    pixels is refused.
+    BMP, PPM, TGA and plain TIFF come back byte for byte, PNG with all chunks that are not pixels (of compress
+    --exact-file byte for byte), compressed TIFF and WebP as files of these formats, and images that no model can code
+    (animations) as the files they were, all under the suffix that they had, upper or lower case. Pixels of JPEG become
+    PNG, with .png behind the names in an archive. An archive becomes a folder, by default beside it, with the names and
+    times that its images had; a single file has the permissions and times of its .vdz. A folder stands for all .vdz
+    files below it, whose images get into the same folders below -o. A format that cannot hold what a file held beside
+    its pixels is refused.
     """
 
     written = set[Path]()
@@ -94,6 +94,7 @@ def decompress(
     def file_work(path: Path, archive: Archive) -> None:
         if only is not None:
             raise click.UsageError(f"{path}: is no archive, so --only has no meaning")
+        from vdvae_codec.codec.restore import file_of
         from vdvae_codec.images.names import single_suffix
 
         place = places[path]
@@ -106,11 +107,13 @@ def decompress(
             return
         refuse_existing(out, force, inputs)
         begun = time.perf_counter()
-        image, _ = archive[0].to_bytes(wanted)
+        image, trouble = file_of(archive[0], wanted)
         write_output(out, image, force, stat_of(path))
         row = {"input": str(path), "output": str(out), "output_bytes": len(image)}
         row |= {"seconds": round(time.perf_counter() - begun, 3)}
         say(json.dumps(row) if as_json else f"{path} -> {out}: {len(image)} bytes", err=to_stdout)
+        if trouble:
+            raise click.ClickException(f"{path}: {trouble}")
 
     def folder_work(path: Path, archive: Archive) -> None:
         from vdvae_codec.codec.restore import files
@@ -147,7 +150,7 @@ def decompress(
         line += f", {len(skipped)} exist already and were skipped" if skipped else ""
         say(json.dumps(row) if as_json else line, err=to_stdout)
         if lost:
-            raise click.ClickException(f"{path}: not all of it could be restored; the rest is in {folder}")
+            raise click.ClickException(f"{path}: not all of it could be restored as it was; the rest is in {folder}")
 
     def wanted(name: str) -> bool:
         return only is None or fnmatch.fnmatchcase(name, only)

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-from vdvae_codec.images.frame import SIGNATURE, chunks
+from vdvae_codec.images.chunks import SIGNATURE, chunks
 from vdvae_codec.transforms.ycc import CONVERSIONS
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,6 +13,10 @@ class ImageError(VdvaeCodecError):
     """A file is not an image that can be read or stored."""
 
 
+class DeflateError(ImageError):
+    """This machine packs pixels into other bytes than a file had; the pixels are whole."""
+
+
 class FormatError(VdvaeCodecError):
     """A .vdz file is truncated, damaged or of an unknown version."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vdvae_codec.format import vdz
 from vdvae_codec.format.vdz import Found, Reader
-from vdvae_codec.images.frame import SIGNATURE
+from vdvae_codec.images.chunks import SIGNATURE
 
 Rng = np.random.Generator
 HEAD = struct.Struct("<4sBIQ")  # marker, flags, bytes of the table, bytes of the payload

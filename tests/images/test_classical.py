@@ -6,9 +6,9 @@ import pytest
 from image_samples import CODABLE, FILES_ONLY, GREY, ICC, RGB, exif, natural, saved
 from PIL import Image
 
+from vdvae_codec.images.chunks import chunks
 from vdvae_codec.images.classical import best_file, quick_size, rough_size
 from vdvae_codec.images.files import file_pixels, picture_of, read_picture, with_channels, write_image
-from vdvae_codec.images.frame import chunks
 
 
 @pytest.mark.parametrize("name", CODABLE)

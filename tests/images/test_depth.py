@@ -2,6 +2,7 @@ import dataclasses
 import struct
 import zlib
 from io import BytesIO
+from itertools import starmap
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from image_samples import AROUND, DEEP, ICC, INKS, NOISY, RGB, exif, natural, pn
 from PIL import Image
 
 from vdvae_codec.errors import ImageError
+from vdvae_codec.images.chunks import HEADER, SIGNATURE, chunk, chunks
 from vdvae_codec.images.depth import Depth, differences, joined, split, sums
 from vdvae_codec.images.files import read_picture, write_image
-from vdvae_codec.images.frame import SIGNATURE, chunks
-from vdvae_codec.images.png16 import HEADER, read_scanlines
+from vdvae_codec.images.png16 import read_png
 
 _nibbles = np.random.default_rng(3).integers(0, 16, (80, 90, 3), np.uint16)
 SMOOTH = natural(80, 90, 3).astype(np.uint16) * 16 + _nibbles  # 12 bits
@@ -97,36 +98,33 @@ def test_what_is_written_is_what_others_read(channels: int) -> None:
             assert image.info["icc_profile"] == ICC and "exif" in image.info
 
 
-def as_16_bits(data: bytes, kind: int) -> tuple[bytes, bytes]:
-    """IHDR and IDATs of a PNG of 8-bit pixels that are half as many samples of 16 bits."""
-    found = list(chunks(data))
-    width, height, *_ = HEADER.unpack(found[0][1])
-    header = HEADER.pack(width, height, 16, kind, 0, 0, 0)
-    return header, b"".join(part for name, part in found if name == b"IDAT")
+def deep_png(width: int, height: int, kind: int, lines: bytes, interlaced: bool = False, bits: int = 16) -> bytes:
+    header = HEADER.pack(width, height, bits, kind, 0, 0, interlaced)
+    return SIGNATURE + b"".join(starmap(chunk, ((b"IHDR", header), (b"IDAT", lines), (b"IEND", b""))))
 
 
 def test_scanlines_that_other_programs_filtered(photo: np.ndarray) -> None:
     """RGBA of 8 bits has the scanlines of 16-bit grey with transparency, LA those of grey."""
     rgba = np.dstack([photo, photo[::-1, :, 0]])
     for pixels, kind in ((rgba, 4), (np.ascontiguousarray(rgba[..., :2]), 0)):
-        header, lines = as_16_bits(saved(pixels, "PNG", optimize=True), kind)
+        lines = b"".join(part for name, part in chunks(saved(pixels, "PNG", optimize=True)) if name == b"IDAT")
         rows = np.frombuffer(zlib.decompress(lines), np.uint8).reshape(len(pixels), -1)
         assert set(rows[:, 0]) >= {1, 3, 4}
-        found = read_scanlines(header, lines)
+        found = read_png(deep_png(pixels.shape[1], len(pixels), kind, lines))
         assert found is not None and np.array_equal(found, pixels.view(">u2").reshape(found.shape))
 
 
 def test_damaged_and_other_scanlines() -> None:
-    header, lines = (contents for _, contents in list(chunks(DEEP["noisy16.png"]))[:2])
+    lines = dict(chunks(DEEP["noisy16.png"]))[b"IDAT"]
     rows = bytearray(zlib.decompress(lines))
-    for damaged in (lines[:-20], b"x" + lines, zlib.compress(rows[:-1]), zlib.compress(rows + b"x"), b""):
+    assert np.array_equal(read_png(deep_png(53, 37, 2, lines)), NOISY[..., :3])  # type: ignore[arg-type]
+    wrong = bytes([5, *rows[1:]])
+    for damaged in (lines[:-200], b"x" + lines, zlib.compress(rows[:-1]), zlib.compress(rows + b"x"), b"",
+                    zlib.compress(wrong)):  # fmt: skip
         with pytest.raises(ImageError, match="pixels are damaged"):
-            read_scanlines(header, damaged)
-    rows[0] = 5
-    with pytest.raises(ImageError, match="pixels are damaged"):
-        read_scanlines(header, zlib.compress(rows))
-    assert read_scanlines(header[:-1] + b"\1", lines) is None  # interlaced
-    assert read_scanlines(header[:8] + b"\x08" + header[9:], lines) is None
+            read_png(deep_png(53, 37, 2, damaged))
+    assert read_png(deep_png(53, 37, 2, lines, interlaced=True)) is None
+    assert read_png(deep_png(53, 37, 2, lines, bits=8)) is None and read_png(deep_png(53, 37, 3, lines)) is None
 
 
 def test_chunks_around_16_bits_are_kept() -> None:
@@ -145,3 +143,11 @@ def test_interlaced_files_are_kept() -> None:
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     picture = read_picture(bytes(data), "x.png")
     assert data.startswith(SIGNATURE) and picture.pixels is None and picture.to_bytes() == (data, ".png")
+
+
+@pytest.mark.parametrize("name", [name for name in DEEP if name.endswith(".png")])
+def test_exact_files_of_16_bits(name: str) -> None:
+    for data in (DEEP[name], write_image(read_picture(DEEP[name], name).pixels, {}, ".png")):  # type: ignore[arg-type]
+        picture = read_picture(data, name, exact_file=True)
+        assert picture.pixels is not None and picture.pixels.dtype == np.uint16
+        assert dataclasses.replace(picture, data=b"").to_bytes() == (data, ".png")

@@ -5,9 +5,10 @@ import pytest
 from image_samples import AROUND, CODABLE, GREY, ICC, RGB, natural, saved, with_chunks
 
 from vdvae_codec.errors import ImageError
+from vdvae_codec.images.chunks import chunks
 from vdvae_codec.images.classical import best_file
 from vdvae_codec.images.files import Picture, read_picture
-from vdvae_codec.images.frame import chunks, framed
+from vdvae_codec.images.frame import framed
 
 
 def decoded(picture: Picture) -> Picture:

@@ -22,11 +22,12 @@ from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.format.vdz import MAX_IMAGES, Entry, Found, Reader, Segment, Writer, is_safe
 from vdvae_codec.format.whole import replacing
 from vdvae_codec.images.classical import is_jpeg
-from vdvae_codec.images.files import Picture, all_files, is_image_name, picture_of, read_picture
+from vdvae_codec.images.files import NOT_EXACT, Picture, all_files, is_image_name, picture_of, read_picture
 
 SEGMENT = 10_000  # images of a segment
 SEGMENT_PIXELS = 2**26  # of a segment: bounds the memory
 SEGMENT_METADATA = 2**23  # bytes: far below what a table may hold
+SHOWN = 5  # names in a notice
 Image = bytes | np.ndarray  # of a file, or pixels (H, W, 1 or 3) uint8
 
 
@@ -60,16 +61,16 @@ class Report:
 @eager
 def compress(
     image: Image, *, model: str | Released = DEFAULT_MODEL, device: str = "auto", fallback: bool = True,
-    verify: bool = True,
+    verify: bool = True, exact_file: bool = False,
 ) -> bytes:
     """Compresses an image file's bytes, or pixels (H, W[, 1 to 4]) uint8, to a .vdz's bytes.
 
     ``fallback`` stores a WebP, a PNG or the file itself where that is smaller than what the model gives. ``verify``
-    decodes the result and compares every pixel. Raises ImageError, ModelError, or VdvaeCodecError if the comparison
-    fails.
+    decodes the result and compares every pixel. ``exact_file`` keeps the very bytes of a file: where they cannot be
+    made of its pixels, the file. Raises ImageError, ModelError, or VdvaeCodecError if the comparison fails.
     """
     file = BytesIO()
-    write([as_picture("", image)], file, model, device, fallback=fallback, verify=verify)
+    write([as_picture("", image, exact_file)], file, model, device, fallback=fallback, verify=verify)
     return file.getvalue()
 
 
@@ -81,7 +82,8 @@ def decompress(
     the file that it was, or PNG where that was none.
 
     A file that was stored as it was comes back as it was. ``model`` is needed where the file names one that is not
-    shipped. Raises FormatError, ModelError or ImageError.
+    shipped. Raises FormatError, ModelError or ImageError; of these DeflateError where the very bytes of a PNG were
+    promised (``exact_file``) and this machine's zlib gives others: ``decompress_array`` has the pixels.
     """
     return _only_picture(vdz, model, device).to_bytes(suffix)[0]
 
@@ -107,13 +109,15 @@ def _only_picture(vdz: bytes, model: str | Released | None, device: str) -> Pict
 def write_archive(
     images: Iterable[tuple[str, Image]], path: str | Path, *, model: str | Released = DEFAULT_MODEL,
     device: str = "auto", segment: int = SEGMENT, fallback: bool = True, verify: bool = True,
+    exact_file: bool = False,
 ) -> Report:
     """Writes images, in their order and by their names (paths with slashes), to one .vdz at ``path``.
 
     Takes one segment of at most ``segment`` images at a time; a damaged byte costs its segment and no more. The file
-    appears when it is complete. Raises ImageError, ModelError or VdvaeCodecError.
+    appears when it is complete. ``exact_file`` is that of ``compress``. Raises ImageError, ModelError or
+    VdvaeCodecError.
     """
-    pictures = (named(as_picture(name, image)) for name, image in images)
+    pictures = (named(as_picture(name, image, exact_file)) for name, image in images)
     with replacing(Path(path)) as file:
         return write(pictures, file, model, device, segment=segment, fallback=fallback, verify=verify)
 
@@ -149,9 +153,11 @@ def remote_file(url: str) -> BinaryIO:
     return file
 
 
-def as_picture(name: str, image: Image) -> Picture:
+def as_picture(name: str, image: Image, exact_file: bool = False) -> Picture:
     """Raises ImageError."""
-    return picture_of(image, name) if isinstance(image, np.ndarray) else read_picture(image, name)
+    if isinstance(image, np.ndarray):
+        return picture_of(image, name)
+    return read_picture(image, name, exact_file=exact_file)
 
 
 def named(picture: Picture) -> Picture:
@@ -164,10 +170,14 @@ def named(picture: Picture) -> Picture:
 class Folder:
     """The images below a folder, in the order of their paths, each read when its turn comes; ``failed`` gets a line for
     each that cannot be read, and ``notice`` what should be known of others. ``others`` are the names of files that are
-    no images."""
+    no images. ``exact_file`` is that of ``compress``: how many images are kept as they are for it is said at the end.
+    """
 
-    def __init__(self, folder: Path, failed: Callable[[str], None], notice: Callable[[str], None] = lambda line: None):
-        self._folder, self._failed, self._notice = folder, failed, notice
+    def __init__(
+        self, folder: Path, failed: Callable[[str], None], notice: Callable[[str], None] = lambda line: None, *,
+        exact_file: bool = False,
+    ):
+        self._folder, self._failed, self._notice, self._exact_file = folder, failed, notice, exact_file
         files = all_files(folder, failed)
         self._paths = [path for path in files if is_image_name(path)]
         self.size = sum(path.stat().st_size for path in self._paths if path.is_file())  # bytes
@@ -177,17 +187,24 @@ class Folder:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[Picture]:
+        kept = list[str]()
         for path in self._paths:
             name = path.relative_to(self._folder).as_posix()
             try:
-                picture = named(read_picture(path.read_bytes(), name, int(path.stat().st_mtime)))
-                if picture.notice:
+                modified = int(path.stat().st_mtime)
+                picture = named(read_picture(path.read_bytes(), name, modified, exact_file=self._exact_file))
+                if picture.notice == NOT_EXACT:
+                    kept.append(name)
+                elif picture.notice:
                     self._notice(f"{path}: {picture.notice}")
                 yield picture
             except OSError as error:
                 self._failed(f"{path}: {error.strerror}")
             except ImageError as error:
                 self._failed(str(error))
+        if kept:
+            names = ", ".join(kept[:SHOWN]) + ", ..." * (len(kept) > SHOWN)
+            self._notice(f"{self._folder}: {len(kept)} images, each {NOT_EXACT}: {names}")
 
 
 def write(

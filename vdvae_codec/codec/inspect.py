@@ -19,6 +19,7 @@ from vdvae_codec.errors import FormatError, ImageError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import VERSION, Segment
 from vdvae_codec.images.files import read_picture
+from vdvae_codec.images.frame import exactness, is_exact
 from vdvae_codec.model.sampling import reconstructions, sheet
 
 RECONSTRUCTED_SIDE = 256  # pixels of the part of an image that is reconstructed
@@ -28,24 +29,27 @@ def info(file: BinaryIO) -> dict[str, Any]:
     """What the tables of a .vdz say, without decoding an image; sizes in bytes. Raises FormatError."""
     archive = Archive(file)
     models, names = set[str](), dict[str, None]()
-    images = stored = segments = word_bytes = stored_bytes = 0
+    images = stored = exact = segments = word_bytes = stored_bytes = 0
     for segment in archive.segments():  # one at a time: together they may be far larger than the file
         images, segments, word_bytes = images + len(segment.entries), segments + 1, word_bytes + segment.word_bytes
         models |= {f"{segment.model} {segment.digest.hex()}"} if segment.model else set()
         for entry in segment.entries:
             names |= dict.fromkeys(transforms.names(entry.side_info))
             stored, stored_bytes = stored + (not entry.coded), stored_bytes + entry.payload_bytes
+            exact += entry.original or is_exact(entry.metadata.get("frame", b""))
     row: dict[str, Any] = {
         "version": VERSION, "images": images, "segments": segments, "models": sorted(models),
-        "transforms": list(names), "stored": stored, "word_bytes": word_bytes, "stored_bytes": stored_bytes,
+        "transforms": list(names), "stored": stored, "exact_files": exact,
+        "word_bytes": word_bytes, "stored_bytes": stored_bytes,
         "table_bytes": archive.reader.size - word_bytes - stored_bytes, "file_bytes": archive.reader.size,
     }
     if images == 1:
+        frame = b"" if entry.original else entry.metadata.get("frame", b"")
         row |= {
             "width": entry.width, "height": entry.height, "channels": entry.channels,
             "bits": 16 if entry.depth else 8, "groups": list(segment.groups),
             "metadata": {k: len(v) for k, v in entry.metadata.items()},
-        }
+        } | ({"file_from": exactness(frame)} if is_exact(frame) else {})
     return row
 
 

@@ -20,7 +20,7 @@ from vdvae_codec.images import depth
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
 from vdvae_codec.images.depth import Depth
 from vdvae_codec.images.files import SUFFIXES, Picture, file_pixels, is_image_suffix, opaque, with_channels
-from vdvae_codec.images.frame import is_indexed, suffix_of
+from vdvae_codec.images.frame import is_exact, is_indexed, suffix_of
 from vdvae_codec.images.names import suffix_alone
 from vdvae_codec.transforms import Coded
 
@@ -91,16 +91,16 @@ def improved(
     (with ``fallback``), and the bytes that both save."""
     better, smaller, saved_bytes, room = dict(coded), {}, 0.0, MOST_ALPHA_BYTES
     for n, part_bytes in bytes_of(coded, words).items():
-        own, alpha_bytes, beside_bytes = coded[n], sum(part_bytes[1:]), depths[n].size
-        our_bytes = sum(part_bytes) + own.side_bytes + beside_bytes
+        own, alpha_bytes, our_bytes = coded[n], sum(part_bytes[1:]), sum(part_bytes) + coded[n].side_bytes
         better[n] = own.cheaper(min(alpha_bytes, room))
         if better[n] is not own:
             saved_bytes += alpha_bytes - len(own.alpha_file)
             room -= len(own.alpha_file)
-        file = smaller_file(pictures[n], our_bytes, beside_bytes) if fallback else None
+        file = smaller_file(pictures[n], our_bytes, depths[n]) if fallback else None
         if file is not None:
-            smaller[n] = file[:2]
-            saved_bytes += our_bytes - file[2]
+            smaller[n] = file
+            saved_bytes += our_bytes + bytes_around(pictures[n], depths[n])
+            saved_bytes -= size_beside(pictures[n], file[0], depths[n])
     return better, smaller, saved_bytes
 
 
@@ -158,9 +158,10 @@ def encode_words(coded: Sequence[Planes], released: Released, helpers: Helpers) 
     return tiles.encode([part.pixels for part in parts], [part.chroma_mask for part in parts], released, helpers)
 
 
-def smaller_file(picture: Picture, our_bytes: float, beside_bytes: int = 0) -> tuple[bytes, str, int] | None:
-    """The smallest file of another format, its suffix, and its bytes, with the ``beside_bytes`` that any but the input
-    needs, if they are fewer than ours; None if they are not.
+def smaller_file(picture: Picture, our_bytes: float, own: Depth) -> tuple[bytes, str] | None:
+    """The smallest file of another format, and its suffix, if it has fewer bytes than ours; None if it has not.
+
+    What is beside ours, metadata and depth, is beside a new file too; the input itself needs none of it.
 
     The thorough classical coders are tried where a quick one says that they may win. A JPEG's own bytes would always
     win, but storing them is no compression: its pixels are coded like any others.
@@ -171,11 +172,21 @@ def smaller_file(picture: Picture, our_bytes: float, beside_bytes: int = 0) -> t
     count = picture.width * picture.height
     limit = our_bytes * (TRY_SMALL_WITHIN if count <= SMALL_PIXELS else TRY_WITHIN)
     quick = rough_size if count <= ROUGH_PIXELS else quick_size
-    if (not picture.data or len(picture.data) >= limit) and quick(pixels) + beside_bytes >= limit:
+    around = bytes_around(picture, own)
+    if (not picture.data or len(picture.data) >= limit + around) and quick(pixels) >= limit:
         return None
-    data, suffix = best_file(picture, beside_bytes)
-    size = len(data) + (0 if data is picture.data else beside_bytes)
-    return (data, suffix, size) if size < our_bytes else None
+    data, suffix = best_file(picture, own.size)
+    return (data, suffix) if size_beside(picture, data, own) < our_bytes + around else None
+
+
+def bytes_around(picture: Picture, own: Depth) -> int:
+    """Of metadata and depth, which the input itself needs not."""
+    return own.size + sum(len(zlib.compress(value)) for value in picture.metadata.values())
+
+
+def size_beside(picture: Picture, data: bytes, own: Depth) -> int:
+    """Bytes of a stored file and of what is beside it."""
+    return len(data) + (0 if data is picture.data else bytes_around(picture, own))
 
 
 def coded_entry(picture: Picture, planes: Planes, own: Depth) -> Entry:
@@ -317,8 +328,10 @@ def verify(
 
 
 def is_same(picture: Picture, decoded: Picture) -> bool:
-    """Whether a decoded picture is what was coded: the same file, or the same pixels."""
+    """Whether a decoded picture is what was coded: the same file, or the same pixels where no file is promised."""
     if decoded.data:
         return decoded.data == picture.data
+    if picture.data and is_exact(picture.metadata.get("frame", b"")):
+        return decoded.to_bytes()[0] == picture.data
     pixels = file_pixels(picture.data) if picture.pixels is None else picture.pixels
     return decoded.pixels is not None and np.array_equal(decoded.pixels, pixels)

@@ -18,7 +18,9 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.carried import holds_more
-from vdvae_codec.images.frame import PLAIN, colours_of, deep_samples, frame_of, framed, lost_elsewhere, suffix_of
+from vdvae_codec.images.frame import PLAIN, colours_of, frame_of, framed, is_exact, loose, lost_elsewhere, suffix_of
+from vdvae_codec.images.png16 import read_png
+from vdvae_codec.images.rows import deep_rows
 
 with suppress(ImportError):  # JPEG XL is read when the plug-in is installed
     importlib.import_module("pillow_jxl")
@@ -36,6 +38,7 @@ OPTIONS: dict[str, dict[str, int]] = {  # by Pillow's name of the format
     "WEBP": {"lossless": True, "quality": 75, "method": 4, "exact": True},  # quality 100: 6 times slower, 0.4 % smaller
 }
 _MODES = ("L", "LA", "RGB", "RGBA")
+NOT_EXACT = "kept as it is, since its pixels do not give the very file again"
 _SAME = {".tiff": ".tif"}  # suffixes of one format
 _MAX_FRAME = 1 << 24  # bytes; a file that has more is kept as it is
 _PLAIN = ("BMP", "PPM")  # formats that Pillow writes without transparency and without metadata
@@ -68,11 +71,13 @@ class Picture:
     modified: int | None = None  # seconds since 1970
     notice: str = ""  # what a person should know of the file
 
-    def to_bytes(self, suffix: str | None = None) -> tuple[bytes, str]:
+    def to_bytes(self, suffix: str | None = None, exact: bool = True) -> tuple[bytes, str]:
         """An image file and its suffix: the file itself where there is one, else pixels and metadata as ``suffix``.
 
         By default that of the file that it was, if there is a frame of it, else ``self.suffix``. Raises ImageError for
-        another suffix than the file's, for what would lose what a frame holds, and as ``write_image``.
+        another suffix than the file's, for what would lose what a frame holds, and as ``write_image``; DeflateError
+        where this machine does not give the bytes that an exact frame promises, unless ``exact`` is False: then a PNG
+        with other IDATs will do.
         """
         if self.data:
             if suffix is not None and suffix.lower() != self.suffix.lower():
@@ -87,7 +92,7 @@ class Picture:
             return write_image(self.pixels, self.metadata, suffix), suffix
         own = suffix_of(frame)
         if same_format(suffix or own, own):
-            return framed(frame, self.pixels), suffix or own
+            return framed(frame if exact else loose(frame), self.pixels), suffix or own
         suffix = (suffix or own).lower()
         if lost := lost_elsewhere(frame):
             raise ImageError(
@@ -111,7 +116,7 @@ class Picture:
         frame = self.metadata.get("frame", b"")
         if not frame or self.pixels is None:
             return self.metadata
-        with opened(framed(frame, self.pixels), self.name or "the image") as image:
+        with opened(framed(loose(frame), self.pixels), self.name or "the image") as image:
             image.load()  # chunks of a PNG may lie behind its pixels
             return _portable(image)
 
@@ -256,12 +261,13 @@ def is_file(path: Path) -> bool:
         return True
 
 
-def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture:
+def read_picture(data: bytes, name: str, modified: int | None = None, *, exact_file: bool = False) -> Picture:
     """Reads the image file ``data``; raises ImageError naming ``name`` if it is damaged or of no known format.
 
     ``pixels`` is given if they are all there is: one frame of grey or RGB with 8 or 16 bits a sample, with transparency
     or without, or a PNG with a palette or less bits; and around it nothing but what ``metadata`` holds. 16 bits are
-    those of a PNG that is not interlaced, of a PPM, and of a TIFF that is not compressed, as are inks.
+    those of a PNG that is not interlaced, of a PPM, and of a TIFF that is not compressed, as are inks. With
+    ``exact_file`` only where the file's very bytes can be made of these.
     """
     with opened(data, name) as image:
         tiles = list(getattr(image, "tile", ()))
@@ -271,19 +277,24 @@ def read_picture(data: bytes, name: str, modified: int | None = None) -> Picture
         pixels = _pixels(image) if image.mode in _MODES and _is_still_of(image, data, 8) else None
         metadata, notice = _portable(image), ""
         try:
+            is_png = image.format == "PNG"
             if pixels is None and image.mode == "CMYK" and _is_still_of(image, data, 8):
                 pixels = ~_pixels(image)
             elif pixels is None and _is_still_of(image, data, 16):
                 tiles = _ppm_tiles(data) if image.format == "PPM" else tiles
-                pixels = deep_samples(data, tiles, image.width, image.height)
-            if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and image.format == "PNG":
+                pixels = read_png(data) if is_png else deep_rows(data, tiles, image.width, image.height)
+            if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and is_png:
                 pixels = colours_of(data, _pixels(image))
-            rows_only = pixels is not None and (deep(pixels) or image.mode == "CMYK")
-            frame = frame_of(data, suffix, pixels, tiles) if pixels is not None or image.format == "PNG" else None
+            rows_only = not is_png and pixels is not None and (image.mode == "CMYK" or deep(pixels))
+            frame = frame_of(data, suffix, pixels, tiles, exact_file) if pixels is not None or is_png else None
             if frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
-            elif pixels is not None and (frame is not None or rows_only or _holds_more(image, data, metadata)):
+            elif frame is not None or rows_only:
                 pixels = None
+            elif pixels is not None and not is_png and _holds_more(image, data, metadata):
+                pixels = None
+            if exact_file and pixels is not None and not is_exact(metadata.get("frame", b"")):
+                pixels, notice = None, NOT_EXACT
         except ImageError as error:
             pixels, notice = None, f"{error}; kept as it is"
         return Picture(name, pixels, data, suffix, image.width, image.height, metadata, modified, notice)

@@ -23,7 +23,7 @@ import vdvae_codec
 from vdvae_codec.errors import VdvaeCodecError
 from vdvae_codec.format.vdz import Entry, Reader, is_vdz
 from vdvae_codec.images.files import INFO, Picture, deep, no_limits, opened, read_picture
-from vdvae_codec.images.frame import XMP, blank, is_indexed, is_inks, suffix_of
+from vdvae_codec.images.frame import XMP, blank, is_indexed, is_inks, loose, suffix_of
 
 FORMAT = "VDVAE"
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG holds exactly
@@ -148,7 +148,7 @@ class VdzImageFile(ImageFile.ImageFile):
             if deep(pixels) and pixels.shape[2] > 1:
                 return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGBA" if pixels.shape[2] == 2 else None)
             return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        with opened(picture.to_bytes()[0], picture.name) as image:
+        with opened(picture.to_bytes(exact=False)[0], picture.name) as image:
             _require_size(image, self._size)
             image.load()
             return image
@@ -193,7 +193,7 @@ def _indexed_mode(entry: Entry) -> str:
     frame = entry.metadata.get("frame", b"")
     if not is_indexed(frame):
         return ""
-    depth, kind = frame[1:3]
+    depth, kind = loose(frame)[1:3]
     return "P" if kind == 3 else "1" if depth == 1 else "L"
 
 
