@@ -285,14 +285,12 @@ def read_picture(data: bytes, name: str, modified: int | None = None, *, exact_f
                 pixels = read_png(data) if is_png else deep_rows(data, tiles, image.width, image.height)
             if pixels is None and image.mode in ("1", "L", "P") and _is_still(image) and is_png:
                 pixels = colours_of(data, _pixels(image))
-            rows_only = not is_png and pixels is not None and (image.mode == "CMYK" or deep(pixels))
             frame = frame_of(data, suffix, pixels, tiles, exact_file) if pixels is not None or is_png else None
             if frame is not None and len(frame) <= _MAX_FRAME:
                 metadata = {"frame": frame} if frame else {}
-            elif frame is not None or rows_only:
-                pixels = None
-            elif pixels is not None and not is_png and _holds_more(image, data, metadata):
-                pixels = None
+            elif pixels is not None and not (is_png and frame is None):
+                of_rows = frame is not None or image.mode == "CMYK" or deep(pixels)  # and no way else
+                pixels = None if of_rows or _holds_more(image, data, metadata) else pixels
             if exact_file and pixels is not None and not is_exact(metadata.get("frame", b"")):
                 pixels, notice = None, NOT_EXACT
         except ImageError as error:
