@@ -9,6 +9,7 @@ import click
 from vdvae_codec import __version__
 
 from .add import add
+from .bulk import bulk
 from .calibrate import calibrate
 from .cat import cat
 from .check import test
@@ -65,7 +66,8 @@ def main(context: click.Context) -> None:
 
 
 COMMANDS = (
-    compress, decompress, test, cat, info, add, score, calibrate, train, export, import_model, sample, reconstruct,
+    compress, decompress, test, cat, info, add, score, calibrate, bulk, train, export, import_model, sample,
+    reconstruct,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -17,6 +17,7 @@ import vdvae_codec.cli
 # From the top down: a module imports only from lines below its own, and from its own part.
 LEVELS = [
     {"cli", "plugins"},
+    {"bulk"},
     {"training", "scoring"},
     {"codec"},
     {"model"},
