@@ -16,7 +16,7 @@ Details = dict[str, Any]  # what a file system says of a file
 def read(url: str, start: int | None = None, stop: int | None = None) -> bytes:
     """A file's bytes, or some of them. Raises OSError."""
     system, path = url_to_fs(url)
-    data: bytes = system.cat_file(path, start, stop)
+    data: bytes = system.cat_file(path, start=start, end=stop)
     return data
 
 
@@ -55,6 +55,7 @@ def found(url: str) -> tuple[str, list[tuple[str, Details]]]:
     Raises OSError if there is no such file.
     """
     system, path = url_to_fs(url)
+    system.invalidate_cache()  # what is there now
     if any(c in path for c in "*?[") and not system.exists(path):
         fixed = posixpath.dirname(path[: min(path.find(c) for c in "*?[" if c in path)] + "x")
         root, files = fixed, system.glob(path, detail=True)

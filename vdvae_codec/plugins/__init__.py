@@ -1,1 +1,1 @@
-"""Archives within other libraries: ``pillow`` (Image.open and save), ``dataset`` (torch)."""
+"""Archives within other libraries: ``pillow`` (Image.open and save), ``dataset`` (torch), ``ray``."""
