@@ -70,7 +70,7 @@ def bucket(photo: np.ndarray) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def nodes(bucket: str) -> Iterator[Nodes]:
     """Two nodes of a core each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     cluster = Nodes(initialize_head=True, head_node_args=memory)
     cluster.add_node(**{key: value for key, value in memory.items() if key != "include_dashboard"})
