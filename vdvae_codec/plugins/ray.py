@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +22,7 @@ from vdvae_codec.bulk.run import attempt
 A = TypeVar("A")
 B = TypeVar("B")
 RETRIES = 5  # of a task whose process or node was lost
+LIGHT_SHARE = 8  # one light task for so many others: each takes a process that has imported all this
 AHEAD = 2  # tasks for each that the cluster can work on: what waits is what an autoscaler sees
 
 
@@ -44,10 +46,9 @@ class Cluster:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(on_worker)
         threads, left, running = max(1, int(self._cpus)), iter(tasks), dict[Any, A]()
         while True:
-            for task in left if len(running) < self._most() else ():
+            most = -(-self._most() // LIGHT_SHARE) if light else self._most()
+            for task in islice(left, max(0, most - len(running))):
                 running[remote.remote(work, task, threads)] = task
-                if len(running) >= self._most():
-                    break
             if not running:
                 return
             (ready, *_), _ = ray.wait(list(running), num_returns=1)
