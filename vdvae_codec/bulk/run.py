@@ -25,15 +25,15 @@ PART = Limit(10_000, 2**26)
 class Engine(Protocol):
     """Does the same work on many tasks, all of which can be pickled."""
 
-    def map(self, work: Callable[[A], B], tasks: Iterable[A], light: bool = False) -> Iterator[tuple[A, B | Exception]]:
+    def map(self, work: Callable[[A], B], tasks: Iterable[A]) -> Iterator[tuple[A, B | Exception]]:
         """Tasks and their results, in any order; or what the work raised of VdvaeCodecError and OSError, or what kept
-        it from being done. Takes no more of the tasks than it works on. ``light``: work without a model."""
+        it from being done. Takes no more of the tasks than it works on."""
 
 
 class Loop:
     """Does one after the other in this process."""
 
-    def map(self, work: Callable[[A], B], tasks: Iterable[A], light: bool = False) -> Iterator[tuple[A, B | Exception]]:
+    def map(self, work: Callable[[A], B], tasks: Iterable[A]) -> Iterator[tuple[A, B | Exception]]:
         return ((task, attempt(work, task)) for task in tasks)
 
 
@@ -114,7 +114,7 @@ def cut(source: Source, part: Limit) -> list[Source]:
 
 def pieces(sources: list[Source], part: Limit, engine: Engine, fail: Callable[[str], None]) -> Iterator[Task]:
     """What there is to do; inputs that cannot be read ``fail``."""
-    for source, found in engine.map(functools.partial(cut, part=part), sources, light=True):
+    for source, found in engine.map(functools.partial(cut, part=part), sources):
         if isinstance(found, Exception):
             fail(f"{source.name}: {reason(found)}")
             continue

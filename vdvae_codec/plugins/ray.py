@@ -22,7 +22,6 @@ from vdvae_codec.bulk.run import attempt
 A = TypeVar("A")
 B = TypeVar("B")
 RETRIES = 5  # of a task whose process or node was lost
-LIGHT_SHARE = 8  # one light task for so many others: each takes a process that has imported all this
 AHEAD = 2  # tasks for each that the cluster can work on: what waits is what an autoscaler sees
 
 
@@ -40,14 +39,12 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(log_to_driver=False, logging_level="error")
 
-    def map(self, work: Callable[[A], B], tasks: Iterable[A], light: bool = False) -> Iterator[tuple[A, B | Exception]]:
-        """Light work takes no core: it waits for storage, not for those that hold all of them."""
-        cpus, gpus = (0, 0) if light else (self._cpus, self._gpus)
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(on_worker)
+    def map(self, work: Callable[[A], B], tasks: Iterable[A]) -> Iterator[tuple[A, B | Exception]]:
+        resources = {"num_cpus": self._cpus, "num_gpus": self._gpus}  # one kind of task: processes serve all of them
+        remote = ray.remote(**resources, max_retries=RETRIES, max_calls=0)(on_worker)
         threads, left, running = max(1, int(self._cpus)), iter(tasks), dict[Any, A]()
         while True:
-            most = -(-self._most() // LIGHT_SHARE) if light else self._most()
-            for task in islice(left, max(0, most - len(running))):
+            for task in islice(left, max(0, self._most() - len(running))):
                 running[remote.remote(work, task, threads)] = task
             if not running:
                 return
