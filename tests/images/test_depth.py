@@ -19,7 +19,8 @@ _nibbles = np.random.default_rng(3).integers(0, 16, (80, 90, 3), np.uint16)
 SMOOTH = natural(80, 90, 3).astype(np.uint16) * 16 + _nibbles  # 12 bits
 SAMPLES = {
     "noisy": NOISY, "grey": NOISY[..., :1], "8 bits": RGB.astype(np.uint16) * 257, "12 bits": SMOOTH,
-    "12 bits, shifted": SMOOTH << 4, "12 bits, scaled": (SMOOTH.astype(np.uint32) * 65535 // 4095).astype(np.uint16),
+    "12 bits, shifted": SMOOTH << 4, "12 bits, scaled": np.rint(SMOOTH * (65535 / 4095)).astype(np.uint16),
+    "12 bits, repeated": SMOOTH << 4 | SMOOTH >> 8,
     "9 bits": SMOOTH >> 3, "one": NOISY[:1, :1, :1], "zero": np.zeros((3, 4, 2), np.uint16),
     "white": np.full((3, 4, 1), 65535, np.uint16),
 }  # fmt: skip
@@ -36,10 +37,13 @@ def test_samples_come_back(name: str) -> None:
 def test_bits_that_are_always_the_same_cost_nothing() -> None:
     bits = {name: split(samples)[1].how[0] for name, samples in SAMPLES.items()}
     assert [bits[name] for name in ("noisy", "8 bits", "9 bits", "white")] == [8, 0, 1, 8]
-    assert bits["12 bits"] == bits["12 bits, shifted"] == bits["12 bits, scaled"] == 4
-    sizes = [split(SAMPLES[name])[1].size for name in ("12 bits", "12 bits, shifted", "12 bits, scaled")]
+    kinds = ("12 bits", "12 bits, shifted", "12 bits, scaled", "12 bits, repeated")
+    assert {bits[name] for name in kinds} == {4}
+    sizes = [split(SAMPLES[name])[1].size for name in kinds]
     assert max(sizes) < min(sizes) + 600 < 0.6 * SMOOTH.size
-    assert split(SAMPLES["8 bits"])[1].file == b""
+    high, depth = split(SAMPLES["8 bits"])
+    assert depth.file == b"" and depth.size < 400 and np.array_equal(high, RGB)
+    assert all(np.array_equal(split(SAMPLES[f"12 bits, {how}"])[0], SMOOTH >> 4) for how in ("shifted", "scaled", "repeated"))
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

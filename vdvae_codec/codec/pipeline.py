@@ -51,7 +51,7 @@ def encode(
     What no model codes (palettes, animations) is stored as a file. With ``fallback`` so is an image for which WebP, PNG
     or the file itself is smaller than what the model needs for it. Raises ImageError.
     """
-    pictures, depths = zip(*map(of_8_bits, pictures))
+    pictures, depths = zip(*map(shallow, pictures))
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
@@ -76,7 +76,7 @@ def encode(
     return Encoded(segment, tuple(sizes[n] for n in range(len(pictures))), words.initial_bits)
 
 
-def of_8_bits(picture: Picture) -> tuple[Picture, Depth]:
+def shallow(picture: Picture) -> tuple[Picture, Depth]:
     """A picture with the highest 8 bits of its pixels, and the bits below, if there are any."""
     if picture.pixels is None or picture.pixels.dtype == np.uint8:
         return picture, Depth()

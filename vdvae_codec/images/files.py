@@ -210,7 +210,15 @@ def check_pixels(width: int, height: int, name: str) -> None:
 def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:
     """Reads any image as (H, W, 3) uint8; raises ImageError naming the file, or ``name``."""
     with opened(file, name or str(file)) as image:
+        if image.mode.startswith("I;16"):  # which Pillow would clip
+            return np.repeat(highest(np.array(image)[..., None])[0], 3, 2)
         return np.asarray(image.convert("RGB"))
+
+
+def highest(numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """The highest 8 bits, as uint8, of those that any of ``numbers`` uint16 needs, and how many are below them."""
+    bits = max(0, int(numbers.max()).bit_length() - 8)
+    return (numbers >> bits).astype(np.uint8), bits
 
 
 def image_files(folder: Path, failed: Callable[[str], None] | None = None) -> Iterator[Path]:
