@@ -61,10 +61,10 @@ def test_impossible_depths_are_refused() -> None:
     for how, file, line in (
         (b"", b"", "too short"), (b"\x09\0", depth.file, "impossible bits"), (b"\x08\2", depth.file, "impossible bits"),
         (b"\x08\0", b"", "impossible bits"), (b"\0\0", depth.file, "impossible bits"),
-        (b"\x04\0", depth.file, "impossible bits"), (b"\x08\0", small, "another size"),
+        (b"\x04\0", depth.file, "impossible bits"), (b"\x08\0", small, "not of the size"),
         (b"\x08\0", b"no image", "not an image"), (b"\0\0" + levels, b"", "a level that"),
         (b"\0\0" + zlib.compress(bytes(8193)), b"", "levels are damaged"), (b"\0\0x", b"", "levels are damaged"),
-        (b"\x04\0", other.file, "another size"),
+        (b"\x04\0", other.file, "not of the size"),
     ):  # fmt: skip
         with pytest.raises(ImageError, match=line):
             joined(high, Depth(how, file))

@@ -53,9 +53,7 @@ def joined(high: np.ndarray, depth: Depth) -> np.ndarray:
         raise ImageError("depth: impossible bits")
     numbers: np.ndarray = high.astype(np.uint16) << np.uint16(bits)
     if bits:
-        low = with_channels(file_pixels(depth.file, FORMATS), high.shape[2])
-        if low.shape != high.shape:
-            raise ImageError("depth: of another size")
+        low = with_channels(file_pixels(depth.file, FORMATS, high.shape[:2]), high.shape[2])
         low = sums(low, bits) if apart else low
         if int(low.max()) >> bits:
             raise ImageError("depth: impossible bits")

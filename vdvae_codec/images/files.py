@@ -343,12 +343,17 @@ def with_channels(pixels: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([colours, alpha][: 1 + (count % 2 == 0)], 2)
 
 
-def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
+def file_pixels(
+    data: bytes, formats: tuple[str, ...] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError.
 
-    ``formats`` are Pillow's names of those that are read; None: all.
+    ``formats`` are Pillow's names of those that are read, ``size`` the height and width that it must have before it is
+    decoded; None: any.
     """
     with opened(data, "payload", formats) as image:
+        if size is not None and (image.height, image.width) != size:
+            raise ImageError("a stored file is not of the size that the table says")
         return _pixels(image)
 
 
