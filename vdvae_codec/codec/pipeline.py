@@ -20,7 +20,7 @@ from vdvae_codec.images import depth
 from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
 from vdvae_codec.images.depth import Depth
 from vdvae_codec.images.files import SUFFIXES, Picture, file_pixels, is_image_suffix, opaque, with_channels
-from vdvae_codec.images.frame import is_exact, is_indexed, is_inks, suffix_of
+from vdvae_codec.images.frame import is_exact, is_indexed, suffix_of
 from vdvae_codec.images.names import suffix_alone
 from vdvae_codec.transforms import Coded
 
@@ -173,8 +173,7 @@ def smaller_file(picture: Picture, our_bytes: float, own: Depth) -> tuple[bytes,
     limit = our_bytes * (TRY_SMALL_WITHIN if count <= SMALL_PIXELS else TRY_WITHIN)
     quick = rough_size if count <= ROUGH_PIXELS else quick_size
     around = bytes_around(picture, own)
-    inks = is_inks(picture.metadata.get("frame", b""))  # black follows from the others, as no quick coder sees
-    if not inks and (not picture.data or len(picture.data) >= limit + around) and quick(pixels) >= limit:
+    if (not picture.data or len(picture.data) >= limit + around) and quick(pixels) >= limit:
         return None
     data, suffix = best_file(picture, own.size)
     return (data, suffix) if size_beside(picture, data, own) < our_bytes + around else None
