@@ -324,7 +324,7 @@ def test_stored_files_that_are_no_images_of_that_size(tiny_model: Released) -> N
     segment = pipeline.encode([picture_of(screen)], tiny_model).segment
     (entry,) = segment.entries
     assert not entry.coded and not entry.original
-    with pytest.raises(FormatError, match="not of the size"):
+    with pytest.raises(ImageError, match="not of the size"):
         pipeline.decode(dataclasses.replace(segment, entries=(dataclasses.replace(entry, width=41),)))
     with pytest.raises(VdvaeCodecError):
         pipeline.decode(dataclasses.replace(segment, payload=bytes(len(segment.payload))))

@@ -87,6 +87,8 @@ def random_entry(rng: np.random.Generator, number: int) -> Entry:
     keys = [key for key in vdz.KEYS if rng.random() < 0.3]
     metadata = {key: rng.bytes(rng.integers(200)) for key in keys}
     metadata.pop("suffix", None)  # of images without a name alone
+    if "depth" in metadata:
+        metadata |= vdz.depth_entry(bytes(3), int(rng.integers(50)))
     if "channels" in metadata:
         metadata["channels"] = bytes([rng.integers(1, 5)])
     if rng.random() < 0.7:
@@ -95,13 +97,13 @@ def random_entry(rng: np.random.Generator, number: int) -> Entry:
         return Entry(name, modified, height, width, channels, metadata=metadata)
     metadata.pop("alpha", None)
     metadata.pop("side_info", None)
-    original = bool(rng.integers(2))
+    original = bool(rng.integers(2)) and "depth" not in metadata
     return Entry(name, modified, height, width, 0, int(rng.integers(1, 50)), ".webp", original, metadata)
 
 
 def random_segment(rng: np.random.Generator) -> Segment:
     entries = tuple(random_entry(rng, n) for n in range(rng.integers(1, 30)))
-    stored = sum(entry.file_bytes for entry in entries)
+    stored = sum(entry.payload_bytes for entry in entries)
     if not any(entry.coded for entry in entries):
         return Segment(entries, "", bytes(16), (), 0, 0, 0, rng.bytes(stored))
     groups = tuple(int(n) for size in range(rng.integers(6)) for n in [2**size] * rng.integers(1, 300))

@@ -28,7 +28,7 @@ from vdvae_codec.codec.archive import Archive, decompress, write
 from vdvae_codec.codec.inspect import info
 from vdvae_codec.errors import ImageError, VdvaeCodecError
 from vdvae_codec.format.vdz import is_safe
-from vdvae_codec.images.files import file_pixels, picture_of, read_picture
+from vdvae_codec.images.files import file_pixels, picture_of, read_picture, write_image
 
 from . import hostile
 
@@ -80,6 +80,19 @@ def saved(array: np.ndarray, format: str, **options: object) -> bytes:
     return out.getvalue()
 
 
+def wide(height: int, width: int, channels: int) -> np.ndarray:
+    """The same with noise below, (H, W, C) uint16."""
+    low = np.random.default_rng(width).integers(0, 256, (height, width, channels), np.uint16)
+    return natural(height, width, channels).astype(np.uint16) << 8 | low
+
+
+def inks(height: int, width: int) -> bytes:
+    """A TIFF of C, M, Y, K."""
+    out = BytesIO()
+    Image.fromarray(natural(height, width, 3)).convert("CMYK").save(out, "TIFF")
+    return out.getvalue()
+
+
 def image_files() -> Iterator[Seed]:
     rgb, grey = natural(12, 17, 3), natural(12, 17, 1)[..., 0]
     text = PngImagePlugin.PngInfo()
@@ -88,6 +101,11 @@ def image_files() -> Iterator[Seed]:
     yield Seed(saved(grey, "PNG"), ".png")
     yield Seed(saved(np.dstack([rgb, grey]), "PNG"), ".png")
     yield Seed(saved(rgb, "TIFF", compression="tiff_adobe_deflate"), ".tif")
+    for deep in (wide(12, 17, 3), wide(12, 17, 1)):
+        yield Seed(write_image(deep, {}, ".png"), ".png")
+    yield Seed(saved(wide(12, 17, 1)[..., 0], "TIFF"), ".tif")
+    yield Seed(b"P6 17 12 65535\n" + wide(12, 17, 3).astype(">u2").tobytes(), ".ppm")
+    yield Seed(inks(12, 17), ".tif")
     for format, suffix in (("BMP", ".bmp"), ("TIFF", ".tif"), ("TGA", ".tga"), ("PPM", ".ppm"), ("JPEG", ".jpg")):
         yield Seed(saved(rgb, format), suffix)
         yield Seed(saved(grey, format), suffix)
@@ -101,7 +119,9 @@ def digits() -> Iterator[bytes]:
     images = [natural(28, 28, 1), natural(28, 28, 1)[::-1], natural(9, 40, 1)]
     stored = read_picture(saved(natural(8, 8, 3), "WEBP"), "stored.webp")
     files = [read_picture(saved(image[..., 0], "BMP"), f"{n}.bmp", 10**9) for n, image in enumerate(images)]
-    for pictures in ([picture_of(images[0])], [*files, stored]):
+    exact = read_picture(saved(images[0][..., 0], "PNG"), "exact.png", exact_file=True)
+    others = [picture_of(wide(28, 28, 1)[:20], "deep"), read_picture(inks(9, 12), "inks.tif"), exact]
+    for pictures in ([picture_of(images[0])], [*files, stored], others):
         file = BytesIO()
         write(pictures, file, "mnist", "cpu", segment=2, fallback=False)
         yield file.getvalue()
@@ -141,7 +161,7 @@ def made(seeds: Seeds, rng: hostile.Rng) -> tuple[str, Seed]:
 def check(own: Seed, seeds: Seeds, rng: hostile.Rng) -> str:
     """What became of an input: "refused", or how far it was taken. Raises Wrong, or whatever is no typed error."""
     try:
-        return check_vdz(own, seeds, rng) if own.suffix == ".vdz" else check_image(own)
+        return check_vdz(own, seeds, rng) if own.suffix == ".vdz" else check_image(own, bool(rng.integers(2)))
     except VdvaeCodecError as error:
         check_line(str(error))
         return "refused"
@@ -168,20 +188,24 @@ def check_vdz(own: Seed, seeds: Seeds, rng: hostile.Rng) -> str:
     return "restored"
 
 
-def check_image(own: Seed) -> str:
-    """What is coded as pixels and metadata must give the pixels back."""
-    picture = read_picture(own.data, f"x{own.suffix}")
+def check_image(own: Seed, exact: bool) -> str:
+    """What is coded as pixels and metadata must give the pixels back, and with ``exact`` the very bytes."""
+    picture = read_picture(own.data, f"x{own.suffix}", exact_file=exact)
     if picture.pixels is None:
         return "kept as a file"
     if picture.pixels.size > LARGE:
         return "coded"  # to write it again may take more memory than there is
     try:
-        back = file_pixels(replace(picture, data=b"").to_bytes()[0])
+        again, suffix = replace(picture, data=b"", suffix=".png").to_bytes()
+        back = read_picture(again, f"x{suffix}").pixels
     except ImageError as error:
         raise Wrong(f"a picture that cannot be written again: {error}") from error
-    if not np.array_equal(back, picture.pixels):
-        raise Wrong("other pixels than the file's")
+    if back is None or not np.array_equal(back, picture.pixels) or (exact and again != own.data):
+        raise Wrong("other pixels or bytes than the file's")
     return "coded"
+
+
+
 
 
 @contextlib.contextmanager

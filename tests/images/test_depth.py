@@ -19,7 +19,8 @@ _nibbles = np.random.default_rng(3).integers(0, 16, (80, 90, 3), np.uint16)
 SMOOTH = natural(80, 90, 3).astype(np.uint16) * 16 + _nibbles  # 12 bits
 SAMPLES = {
     "noisy": NOISY, "grey": NOISY[..., :1], "8 bits": RGB.astype(np.uint16) * 257, "12 bits": SMOOTH,
-    "12 bits, shifted": SMOOTH << 4, "12 bits, scaled": (SMOOTH.astype(np.uint32) * 65535 // 4095).astype(np.uint16),
+    "12 bits, shifted": SMOOTH << 4, "12 bits, scaled": np.rint(SMOOTH * (65535 / 4095)).astype(np.uint16),
+    "12 bits, repeated": SMOOTH << 4 | SMOOTH >> 8,
     "9 bits": SMOOTH >> 3, "one": NOISY[:1, :1, :1], "zero": np.zeros((3, 4, 2), np.uint16),
     "white": np.full((3, 4, 1), 65535, np.uint16),
 }  # fmt: skip
@@ -36,10 +37,13 @@ def test_samples_come_back(name: str) -> None:
 def test_bits_that_are_always_the_same_cost_nothing() -> None:
     bits = {name: split(samples)[1].how[0] for name, samples in SAMPLES.items()}
     assert [bits[name] for name in ("noisy", "8 bits", "9 bits", "white")] == [8, 0, 1, 8]
-    assert bits["12 bits"] == bits["12 bits, shifted"] == bits["12 bits, scaled"] == 4
-    sizes = [split(SAMPLES[name])[1].size for name in ("12 bits", "12 bits, shifted", "12 bits, scaled")]
+    kinds = ("12 bits", "12 bits, shifted", "12 bits, scaled", "12 bits, repeated")
+    assert {bits[name] for name in kinds} == {4}
+    sizes = [split(SAMPLES[name])[1].size for name in kinds]
     assert max(sizes) < min(sizes) + 600 < 0.6 * SMOOTH.size
-    assert split(SAMPLES["8 bits"])[1].file == b""
+    high, depth = split(SAMPLES["8 bits"])
+    assert depth.file == b"" and depth.size < 400 and np.array_equal(high, RGB)
+    assert all(np.array_equal(split(SAMPLES[name])[0], SMOOTH >> 4) for name in kinds[1:])
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -57,10 +61,10 @@ def test_impossible_depths_are_refused() -> None:
     for how, file, line in (
         (b"", b"", "too short"), (b"\x09\0", depth.file, "impossible bits"), (b"\x08\2", depth.file, "impossible bits"),
         (b"\x08\0", b"", "impossible bits"), (b"\0\0", depth.file, "impossible bits"),
-        (b"\x04\0", depth.file, "impossible bits"), (b"\x08\0", small, "another size"),
+        (b"\x04\0", depth.file, "impossible bits"), (b"\x08\0", small, "not of the size"),
         (b"\x08\0", b"no image", "not an image"), (b"\0\0" + levels, b"", "a level that"),
         (b"\0\0" + zlib.compress(bytes(8193)), b"", "levels are damaged"), (b"\0\0x", b"", "levels are damaged"),
-        (b"\x04\0", other.file, "another size"),
+        (b"\x04\0", other.file, "not of the size"),
     ):  # fmt: skip
         with pytest.raises(ImageError, match=line):
             joined(high, Depth(how, file))

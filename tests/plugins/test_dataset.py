@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_samples import FILES_ONLY, INDEXED, RGB, TRANSPARENT
+from image_samples import DEEP, INDEXED, RGB, TRANSPARENT
 from torch.utils.data import DataLoader
 
 import vdvae_codec
@@ -116,7 +116,7 @@ def test_spawned_workers(few: Path, images: np.ndarray, tiny_folder: Path) -> No
 def test_several_archives(few: Path, tiny_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.vdz"
     kept = ("palette.png", "rgba.png", "grey16.png", "bits.png", "rgb_trns.png")
-    stored = [(name, (FILES_ONLY | INDEXED | TRANSPARENT)[name]) for name in kept]
+    stored = [(name, (DEEP | INDEXED | TRANSPARENT)[name]) for name in kept]
     vdvae_codec.write_archive([("x", RGB), *stored], other, model=str(tiny_folder), fallback=False)
     dataset = VdzDataset([other, str(few), other], model=str(tiny_folder))
     assert len(dataset) == 6 + FEW + 6 and len(dataset.segments) == 8

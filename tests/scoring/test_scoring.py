@@ -193,6 +193,19 @@ def test_score_of_images_of_other_kinds(tiny_folder: Path, photo: np.ndarray) ->
     assert "ood" not in rgb and "p" not in rgb
 
 
+def test_16_bits_are_scored_by_the_highest_8(tiny_folder: Path, photo: np.ndarray, tmp_path: Path) -> None:
+    low = np.random.default_rng(0).integers(0, 256, photo.shape, np.uint16)
+    deep = photo.astype(np.uint16) << 8 | low
+    packed = BytesIO()
+    Image.fromarray(deep[..., 0]).save(packed, "TIFF", compression="tiff_lzw")
+    (tmp_path / "packed.tif").write_bytes(packed.getvalue())
+    wide, grey, file, eight, first = score(
+        [deep, deep[..., :1], tmp_path / "packed.tif", photo, np.repeat(photo[..., :1], 3, 2)], model=str(tiny_folder)
+    )
+    assert wide["bpd"] == eight["bpd"] and file["bpd"] == first["bpd"]
+    assert grey["bpd"] == score([photo[..., :1]], model=str(tiny_folder))[0]["bpd"]
+
+
 def test_what_score_refuses(calibrated: Path, tiny_folder: Path, mixed: Path, photo: np.ndarray) -> None:
     model = str(tiny_folder)
     for bad in (mixed, mixed / "absent.png", photo.astype(float), photo[None, None, :0], [b""], [("odd", photo[:0])]):

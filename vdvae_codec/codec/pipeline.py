@@ -51,7 +51,7 @@ def encode(
     What no model codes (palettes, animations) is stored as a file. With ``fallback`` so is an image for which WebP, PNG
     or the file itself is smaller than what the model needs for it. Raises ImageError.
     """
-    pictures, depths = zip(*map(of_8_bits, pictures))
+    pictures, depths = zip(*map(shallow, pictures))
     coded = {n: planes_of(p.pixels, released) for n, p in enumerate(pictures) if p.pixels is not None and by_model(p)}
     files = {n: best_file(p) for n, p in enumerate(pictures) if n not in coded}
     words = encode_words(list(coded.values()), released, helpers)
@@ -76,7 +76,7 @@ def encode(
     return Encoded(segment, tuple(sizes[n] for n in range(len(pictures))), words.initial_bits)
 
 
-def of_8_bits(picture: Picture) -> tuple[Picture, Depth]:
+def shallow(picture: Picture) -> tuple[Picture, Depth]:
     """A picture with the highest 8 bits of its pixels, and the bits below, if there are any."""
     if picture.pixels is None or picture.pixels.dtype == np.uint8:
         return picture, Depth()
@@ -243,12 +243,9 @@ def decode(
     ]
 
 
-def pixels_of(entry: Entry, file: bytes, kind: str) -> np.ndarray:
-    """Of a stored PNG or WebP: other formats may run programs (EPS), and are never written. Raises FormatError."""
-    pixels = file_pixels(file, FORMATS)
-    if pixels.shape[:2] != (entry.height, entry.width):
-        raise FormatError(f"the stored {kind} file is not of the size that the table says")
-    return pixels
+def pixels_of(entry: Entry, file: bytes) -> np.ndarray:
+    """Of a stored PNG or WebP: other formats may run programs (EPS), and are never written. Raises ImageError."""
+    return file_pixels(file, FORMATS, (entry.height, entry.width))
 
 
 def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None, low: bytes) -> Picture:
@@ -256,7 +253,7 @@ def decoded_picture(entry: Entry, pixels: np.ndarray | None, file: bytes | None,
     if entry.original and not is_image_suffix(entry.suffix):
         raise FormatError(f"a stored file of the suffix {entry.suffix}, which no image has")
     if file is not None and not entry.original:
-        pixels = pixels_of(entry, file, entry.suffix)
+        pixels = pixels_of(entry, file)
         if "channels" in entry.metadata:
             pixels = with_channels(pixels, entry.metadata["channels"][0])
     if pixels is not None and entry.depth:
@@ -286,7 +283,7 @@ def merged(entry: Entry, parts: Sequence[np.ndarray]) -> np.ndarray:
     """The pixels of an image of which the model coded ``parts``. Raises FormatError."""
     planes = [transforms.inverse(parts[0], entry.side_info), *parts[1:]]
     if "alpha" in entry.metadata:
-        planes.append(pixels_of(entry, entry.metadata["alpha"], "alpha")[..., :1])
+        planes.append(pixels_of(entry, entry.metadata["alpha"])[..., :1])
     return np.concatenate(planes, 2) if len(planes) > 1 else planes[0]
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from vdvae_codec.errors import ImageError
 from vdvae_codec.images.classical import FORMATS, quick_size, smallest_file
-from vdvae_codec.images.files import file_pixels, with_channels
+from vdvae_codec.images.files import file_pixels, highest, with_channels
 
 _HOW = struct.Struct("BB")  # bits below, and whether the file holds their differences
 _BITMAP = 1 << 13  # bytes of all levels
@@ -34,11 +35,8 @@ class Depth:
 
 def split(samples: np.ndarray) -> tuple[np.ndarray, Depth]:
     """The highest 8 bits (H, W, C) uint8 of samples (H, W, C) uint16, C from 1 to 4, and the others."""
-    seen = np.bincount(samples.reshape(-1), minlength=1 << 16) > 0
-    levels = _packed_levels(seen, samples.size)
-    numbers = (np.cumsum(seen) - 1).astype(np.uint16)[samples] if levels else samples
-    bits = max(0, int(numbers.max()).bit_length() - 8)
-    high = (numbers >> bits).astype(np.uint8)
+    numbers, levels = _numbered(samples)
+    high, bits = highest(numbers)
     if not bits:
         return high, Depth(_HOW.pack(0, 0) + levels)
     low = (numbers & ((1 << bits) - 1)).astype(np.uint8)
@@ -55,9 +53,7 @@ def joined(high: np.ndarray, depth: Depth) -> np.ndarray:
         raise ImageError("depth: impossible bits")
     numbers: np.ndarray = high.astype(np.uint16) << np.uint16(bits)
     if bits:
-        low = with_channels(file_pixels(depth.file, FORMATS), high.shape[2])
-        if low.shape != high.shape:
-            raise ImageError("depth: of another size")
+        low = with_channels(file_pixels(depth.file, FORMATS, high.shape[:2]), high.shape[2])
         low = sums(low, bits) if apart else low
         if int(low.max()) >> bits:
             raise ImageError("depth: impossible bits")
@@ -83,12 +79,25 @@ def sums(x: np.ndarray, bits: int) -> np.ndarray:
     return out
 
 
-def _packed_levels(seen: np.ndarray, count: int) -> bytes:
-    """Which of the levels are ``seen`` (65536,) bool, if ``count`` samples save more bits by it; else empty."""
-    used, reach = int(seen.sum()), int(np.flatnonzero(seen)[-1]) + 1
-    packed = zlib.compress(np.packbits(seen).tobytes(), 9)
+def _numbered(samples: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Numbers (H, W, C) uint16 of the levels that samples have, and these packed; or the samples, and nothing."""
+    seen = np.bincount(samples.reshape(-1), minlength=1 << 16) > 0
+    known = next((levels for levels in _scales() if not (seen & ~levels).any()), seen)
+    used, reach = int(known.sum()), int(np.flatnonzero(seen)[-1]) + 1
+    packed = zlib.compress(np.packbits(known).tobytes(), 9)
     saved_bits = (reach - 1).bit_length() - (used - 1).bit_length()
-    return packed if saved_bits and 8 * len(packed) < saved_bits * count else b""
+    if saved_bits <= 0 or 8 * len(packed) >= saved_bits * samples.size:
+        return samples, b""
+    return (np.cumsum(known) - 1).astype(np.uint16)[samples], packed
+
+
+def _scales() -> Iterator[np.ndarray]:
+    """Which levels (65536,) bool 8, 9, ... 15 bits have that were brought to 16."""
+    for bits in range(8, 16):
+        values, free = np.arange(1 << bits), 16 - bits
+        scaled = (2 * 65535 * values + values[-1]) // (2 * values[-1])
+        for levels in (values << free, scaled, values << free | values >> bits - free):  # the last repeats the bits
+            yield np.bincount(levels, minlength=1 << 16) > 0
 
 
 def _levels(packed: bytes) -> np.ndarray | None:

@@ -210,7 +210,15 @@ def check_pixels(width: int, height: int, name: str) -> None:
 def read_rgb(file: Path | bytes, name: str = "") -> np.ndarray:
     """Reads any image as (H, W, 3) uint8; raises ImageError naming the file, or ``name``."""
     with opened(file, name or str(file)) as image:
+        if image.mode.startswith("I;16"):  # which Pillow would clip
+            return np.repeat(highest(np.array(image)[..., None])[0], 3, 2)
         return np.asarray(image.convert("RGB"))
+
+
+def highest(numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """The highest 8 bits, as uint8, of those that any of ``numbers`` uint16 needs, and how many are below them."""
+    bits = max(0, int(numbers.max()).bit_length() - 8)
+    return (numbers >> bits).astype(np.uint8), bits
 
 
 def image_files(folder: Path, failed: Callable[[str], None] | None = None) -> Iterator[Path]:
@@ -335,12 +343,17 @@ def with_channels(pixels: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([colours, alpha][: 1 + (count % 2 == 0)], 2)
 
 
-def file_pixels(data: bytes, formats: tuple[str, ...] | None = None) -> np.ndarray:
+def file_pixels(
+    data: bytes, formats: tuple[str, ...] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Pixels (H, W, C) of an image file in its own mode, indices for a palette; raises ImageError.
 
-    ``formats`` are Pillow's names of those that are read; None: all.
+    ``formats`` are Pillow's names of those that are read, ``size`` the height and width that it must have before it is
+    decoded; None: any.
     """
     with opened(data, "payload", formats) as image:
+        if size is not None and (image.height, image.width) != size:
+            raise ImageError("a stored file is not of the size that the table says")
         return _pixels(image)
 
 

@@ -23,7 +23,7 @@ from vdvae_codec.images.rows import DEEP, INKS, file_of_rows, rows_around, sampl
 CHUNKS, ROWS, INDEXED, EXACT = b"\0", b"\1", b"\2", b"\3"
 XMP = b"XML:com.adobe.xmp\0"
 _BARE = (".bmp", ".ppm", ".pgm", ".pnm", ".tga")  # of formats that say little beyond the size
-_OF_ROWS = (*_BARE, ".tif", ".tiff")
+_OF_ROWS = (*_BARE, ".tif", ".tiff", ".dng")
 _STARTS = {b"BM": ".bmp", b"P": ".ppm", b"II*": ".tif", b"MM": ".tif"}
 PLAIN = CHUNKS + CHUNK.pack(0, b"IDAT")  # of nothing but pixels
 _DEPTH = struct.Struct("BB")  # bits of a sample, and colour type: 0 grey, 3 palette

@@ -12,7 +12,8 @@ from vdvae_codec.codec.store import Released, load_released
 from vdvae_codec.errors import ImageError
 from vdvae_codec.exact.arithmetic import eager
 from vdvae_codec.images.classical import quick_size
-from vdvae_codec.images.files import image_files, opaque, picture_of, read_picture, read_rgb
+from vdvae_codec.images.files import deep, highest, image_files, opaque, picture_of, read_picture, read_rgb
+from vdvae_codec.images.frame import is_inks
 from vdvae_codec.model.vdvae import VDVAE
 from vdvae_codec.scoring.calibration import FILE, Calibration
 from vdvae_codec.scoring.scores import Row, Scored, row
@@ -71,7 +72,8 @@ def named(images: Images, failed: Callable[[str], None] | None = None) -> Iterat
 
 
 def read_pixels(source: Source, name: str) -> np.ndarray:
-    """(H, W, 1 or 3) uint8 without transparency: 8-bit grey and RGB as they are, all else as RGB. Raises ImageError."""
+    """(H, W, 1 or 3) uint8 without transparency: grey and RGB as they are, of 16 bits the highest 8, all else as
+    RGB. Raises ImageError."""
     if isinstance(source, np.ndarray):
         picture = picture_of(source, name)
     else:
@@ -79,7 +81,10 @@ def read_pixels(source: Source, name: str) -> np.ndarray:
             picture = read_picture(source if isinstance(source, bytes) else Path(source).read_bytes(), name)
         except OSError as error:
             raise ImageError(f"{name}: {error.strerror}") from error
-    return read_rgb(picture.data, name) if picture.pixels is None else opaque(picture.pixels)
+    if picture.pixels is None or is_inks(picture.metadata.get("frame", b"")):
+        return read_rgb(picture.data, name)
+    pixels = opaque(picture.pixels)
+    return highest(pixels)[0] if deep(pixels) else pixels
 
 
 def score_images(
