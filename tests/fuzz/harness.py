@@ -190,7 +190,10 @@ def check_vdz(own: Seed, seeds: Seeds, rng: hostile.Rng) -> str:
 
 def check_image(own: Seed, exact: bool) -> str:
     """What is coded as pixels and metadata must give the pixels back, and with ``exact`` the very bytes."""
-    picture = read_picture(own.data, f"x{own.suffix}", exact_file=exact)
+    try:
+        picture = read_picture(own.data, f"x{own.suffix}", exact_file=exact)
+    except MemoryError:  # of pixels that Pillow's limit allows, and ``bounded_memory`` does not
+        return "too large"
     if picture.pixels is None:
         return "kept as a file"
     if picture.pixels.size > LARGE:
