@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def workers_of(nodes: Nodes) -> list[int]:
     found = []
     for child in (child for pid in raylets for child in psutil.Process(pid).children(recursive=True)):
         with contextlib.suppress(psutil.Error):
-            if child.cmdline()[0].startswith("ray::on_worker"):
+            if any(part.startswith("ray::on_worker") for part in child.cmdline()[:1]):  # none of one that just ended
                 found.append(child.pid)
     return found
 
@@ -161,8 +162,11 @@ def test_a_killed_process_and_a_second_run(
     with started() as second:
         while not (working := workers_of(nodes)) and second.poll() is None:
             time.sleep(0.01)
-        os.kill(working[0], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended
+            os.kill(working[0], signal.SIGKILL)
         said, errors = second.communicate()
-    assert second.returncode == 0 and f"{len(before)} {IMAGES} []\n" in said, errors  # Ray tells of the retry
+    kept = re.search(rf"^(\d) {IMAGES} \[\]$", said, re.MULTILINE)  # among what Ray tells of the retry
+    assert second.returncode == 0 and kept is not None, (said, errors)
+    assert len(before) <= int(kept[1]) < 6  # a part may have been finished while the first run died
     assert contents(out) == plain
     assert before == {path: path.stat().st_mtime_ns for path in before}
