@@ -17,9 +17,17 @@ from vdvae_codec.errors import FormatError, VdvaeCodecError
 from vdvae_codec.exact.arithmetic import plain
 from vdvae_codec.format.vdz import Entry, Segment, depth_entry
 from vdvae_codec.images import depth
-from vdvae_codec.images.classical import FORMATS, best_file, is_jpeg, plane_file, quick_size, rough_size
+from vdvae_codec.images.classical import (
+    FORMATS,
+    best_file,
+    is_jpeg,
+    metadata_bytes,
+    plane_file,
+    quick_size,
+    rough_size,
+)
 from vdvae_codec.images.depth import Depth
-from vdvae_codec.images.files import SUFFIXES, Picture, file_pixels, is_image_suffix, opaque, with_channels
+from vdvae_codec.images.files import SUFFIXES, Picture, deep, file_pixels, is_image_suffix, opaque, with_channels
 from vdvae_codec.images.frame import is_exact, is_indexed, suffix_of
 from vdvae_codec.images.names import suffix_alone
 from vdvae_codec.transforms import Coded
@@ -78,7 +86,7 @@ def encode(
 
 def shallow(picture: Picture) -> tuple[Picture, Depth]:
     """A picture with the highest 8 bits of its pixels, and the bits below, if there are any."""
-    if picture.pixels is None or picture.pixels.dtype == np.uint8:
+    if picture.pixels is None or not deep(picture.pixels):
         return picture, Depth()
     high, own = depth.split(picture.pixels)
     return replace(picture, pixels=high), own
@@ -181,7 +189,7 @@ def smaller_file(picture: Picture, our_bytes: float, own: Depth) -> tuple[bytes,
 
 def bytes_around(picture: Picture, own: Depth) -> int:
     """Of metadata and depth, which the input itself needs not."""
-    return own.size + sum(len(zlib.compress(value)) for value in picture.metadata.values())
+    return own.size + metadata_bytes(picture)
 
 
 def size_beside(picture: Picture, data: bytes, own: Depth) -> int:

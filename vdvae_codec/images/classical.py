@@ -27,7 +27,7 @@ def best_file(picture: Picture, beside_bytes: int = 0) -> tuple[bytes, str]:
     pixels = picture.pixels
     if pixels is None or picture.notice:
         return best, suffix
-    limit -= beside_bytes + sum(len(zlib.compress(value)) for value in picture.metadata.values())
+    limit -= beside_bytes + metadata_bytes(picture)
     for format, options in _coders(pixels):
         data = encode(_held(pixels, format), format, {}, options)
         if len(data) < limit and np.array_equal(with_channels(file_pixels(data), pixels.shape[2]), pixels):
@@ -35,6 +35,11 @@ def best_file(picture: Picture, beside_bytes: int = 0) -> tuple[bytes, str]:
     if not best:
         raise ImageError(f"{picture.name or 'pixels'}: no image file holds them exactly")
     return best, suffix
+
+
+def metadata_bytes(picture: Picture) -> int:
+    """About what they take in a table."""
+    return sum(len(zlib.compress(value)) for value in picture.metadata.values())
 
 
 def smallest_file(pixels: np.ndarray) -> bytes:
